@@ -1,0 +1,270 @@
+"""Singular spectra of feature matrices and the numbers that summarise them.
+
+`singular_values` reads a feature matrix once; every metric is a pure function of the singular values it
+returns. N samples, D features, r = min(N, D) singular values σ₁ ≥ … ≥ σ_r ≥ 0, shares p_i = σ_i / Σσ,
+eigenvalues λ_i = σ_i².
+
+Rules that all metrics share: the order of the values does not matter, scaling them all by c > 0 changes
+nothing, zeros are allowed (0 · ln 0 = 0), and NaN, infinite, negative or all-zero values raise
+`InvalidInputError`. With N < D the spectrum has r = N values and the metric is that of those N values.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from nml_kit.errors import InvalidInputError, unknown_name
+
+Center = Literal["none", "feature", "sample"]
+FloatArray = NDArray[np.float64]
+
+_CENTERS = ("none", "feature", "sample")
+_RANKME_EPSILON = 1e-7  # the ε of Garrido et al. 2023, for float32 features
+
+
+def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None = None) -> FloatArray:
+    """Return the singular values of a feature matrix, descending, in one pass over its rows.
+
+    X is (N, D): an array, a tensor on any device, a memory-map, or anything with `.shape` and row slices; it
+    is read in chunks of `chunk_size` rows (default: max(512, D)), so memory is O(chunk_size · D + D²) at any
+    N. All arithmetic is float64, whatever the dtype of X. `center` subtracts nothing ("none"), the mean of
+    each column ("feature") or the mean of each row ("sample"). The result is float64 (min(N, D),), in the
+    units of X, and agrees with `numpy.linalg.svd` of the float64 matrix to about 1e-14 · σ₁.
+
+    N < D gives N values (with `center="feature"` the last is 0). A constant matrix gives one non-zero value,
+    or none once centred. Raises `InvalidInputError` for NaN or infinite entries (naming the first such row),
+    an X that is not two-dimensional or is empty, an unknown `center` or a `chunk_size` below 1.
+
+    >>> import numpy as np
+    >>> singular_values(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+    array([4., 3.])
+    >>> singular_values(np.full((5, 3), 7.0), center="feature")
+    array([0., 0., 0.])
+    """
+    num_samples, num_features = _matrix_shape(X)
+    if center not in _CENTERS:
+        raise unknown_name("centring", center, _CENTERS)
+    rows = max(512, num_features) if chunk_size is None else chunk_size
+    if rows < 1:
+        raise InvalidInputError(f"Expected chunk_size of at least 1 row, got {rows}.")
+    # Sequential QR (TSQR; Demmel et al. 2012) of [1 | Y], where Y = X − 1·sᵀ and s is the first row of X:
+    #     [1 | Y] = [q₁ | Q₂] R,   R = [ρ  rᵀ; 0  S],   q₁ = ±1/√N.
+    # Centred: Y = q₁ rᵀ + Q₂ S with Q₂ orthogonal to the ones, so X minus its column means is Q₂ S, with
+    # the singular values of S. Not centred: X = Y + 1·sᵀ = q₁ (r + ρ s)ᵀ + Q₂ S, so adding ρ s to the
+    # first row gives those of X. One pass is exact for both. Nothing is squared, and a mean far larger than
+    # the spread (it is in s) never enters the QR.
+    shift = torch.zeros(num_features, dtype=torch.float64)
+    factor = torch.empty(0, num_features + 1, dtype=torch.float64)
+    for chunk in _chunks(X, num_samples, rows):
+        if center == "sample":
+            chunk = chunk - chunk[:, :1]  # exact for constant rows, whose mean may not be
+            chunk = chunk - chunk.mean(dim=1, keepdim=True)
+        if not len(factor):
+            shift = chunk[0]
+        augmented = torch.nn.functional.pad(chunk - shift, (1, 0), value=1.0)
+        factor = torch.linalg.qr(torch.cat([factor, augmented]), mode="r").R
+    # The first column of R is (ρ, 0, …, 0), so the outer product with s reaches the first row only.
+    block = factor[1:, 1:] if center == "feature" else torch.addr(factor[:, 1:], factor[:, 0], shift)
+    values = np.zeros(min(num_samples, num_features))
+    if block.numel():
+        found = torch.linalg.svdvals(block).numpy()
+        values[: len(found)] = found
+    return values
+
+
+def singular_value_entropy(singular_values: ArrayLike) -> float:
+    """Return the singular value entropy, SVE = −Σ p ln p: 0 for rank one, ln r for a flat spectrum.
+
+    `singular_values` is (r,). Definition 2.1 of Chen et al., ICLR 2024. In nats. Constant matrix: 0.
+
+    >>> round(singular_value_entropy([1.0, 1.0]), 6)
+    0.693147
+    """
+    shares = _shares(_spectrum(singular_values))
+    positive = shares[shares > 0]
+    return _nonnegative(-(positive * np.log(positive)).sum())
+
+
+def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
+    """Return the largest singular value ratio, LSVR = −ln(σ₁ / Σσ): 0 for rank one, ln r for a flat spectrum.
+
+    `singular_values` is (r,). Definition 2.2 of Chen et al., ICLR 2024 (mind the minus: a *dominant* first
+    direction gives a *small* LSVR). In nats. Constant matrix: 0.
+
+    >>> round(largest_singular_value_ratio([2.0, 1.0, 1.0]), 6)
+    0.693147
+    """
+    return _nonnegative(-np.log(_shares(_spectrum(singular_values))[0]))
+
+
+def effective_rank(singular_values: ArrayLike) -> float:
+    """Return the effective rank exp(SVE), between 1 and r.
+
+    `singular_values` is (r,). Roy & Vetterli, EUSIPCO 2007. Constant matrix: 1.
+
+    >>> round(effective_rank([1.0, 1.0, 0.0]), 6)
+    2.0
+    """
+    return float(np.exp(singular_value_entropy(singular_values)))
+
+
+def rankme(singular_values: ArrayLike) -> float:
+    """Return RankMe, exp(−Σ p ln p) with p_i = σ_i / Σσ + 1e-7.
+
+    `singular_values` is (r,): the values themselves, not their squares. Garrido et al., ICML 2023, equation 1
+    and its ε. It exceeds `effective_rank` by a little where the spectrum has many zeros. Constant matrix: 1 +
+    O(r · 1e-6).
+
+    >>> round(rankme([1.0, 1.0]), 4)
+    2.0
+    """
+    shares = _shares(_spectrum(singular_values)) + _RANKME_EPSILON
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def stable_rank(singular_values: ArrayLike) -> float:
+    """Return the stable rank ‖X‖²_F / σ₁² = Σσ² / σ₁², between 1 and r.
+
+    `singular_values` is (r,). Rudelson & Vershynin, J. ACM 2007. Constant matrix: 1.
+
+    >>> stable_rank([2.0, 2.0, 1.0])
+    2.25
+    """
+    return float(np.square(_spectrum(singular_values)).sum())
+
+
+def participation_ratio(singular_values: ArrayLike) -> float:
+    """Return the participation ratio (Σλ)² / Σλ² of the eigenvalues λ = σ², between 1 and r.
+
+    `singular_values` is (r,). Gao et al., bioRxiv 2017; of the covariance when the values come from
+    `center="feature"`. Constant matrix: 1.
+
+    >>> participation_ratio([1.0, 1.0, 1.0, 0.0])
+    3.0
+    """
+    eigenvalues = np.square(_spectrum(singular_values))
+    return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
+
+
+def alpha_exponent(singular_values: ArrayLike, *, first_rank: int = 11, last_rank: int = 500) -> float:
+    """Return the exponent α of the power law λ_i ∝ i^(−α) fitted to the eigenvalues λ = σ².
+
+    `singular_values` is (r,). Least squares of ln λ on ln i, each rank weighted by 1/i so that every decade
+    counts alike, over the ranks `first_rank` … `last_rank` (counted from 1, both included; cut at the
+    numerical rank, σ > ε·r·σ₁): the fit and the window 11–500 of Stringer et al., Nature 2019, taken up by
+    α-ReQ (Agrawal et al., NeurIPS 2022). NaN when fewer than two such values lie in the window, as for a
+    constant matrix or r < 12: nothing decays there. Raises `InvalidInputError` unless 1 ≤ first_rank <
+    last_rank.
+
+    >>> import numpy as np
+    >>> round(alpha_exponent(np.arange(1, 101) ** -0.5), 6)
+    1.0
+    """
+    if not 1 <= first_rank < last_rank:
+        raise InvalidInputError(
+            f"Expected 1 <= first_rank < last_rank, got first_rank={first_rank}, last_rank={last_rank}."
+        )
+    values = _spectrum(singular_values)
+    window = values[first_rank - 1 : last_rank]
+    window = window[window > np.finfo(np.float64).eps * len(values)]
+    if len(window) < 2:
+        return math.nan
+    ranks = np.arange(first_rank, first_rank + len(window))
+    # polyfit squares its weights: 1/√i there is 1/i in the sum of squares.
+    slope = np.polyfit(np.log(ranks), 2.0 * np.log(window), 1, w=1.0 / np.sqrt(ranks))[0]
+    return float(-slope)
+
+
+def cumulative_energy(singular_values: ArrayLike) -> FloatArray:
+    """Return the share of Σσ² that the first 1, 2, …, r directions hold.
+
+    `singular_values` is (r,); the result is float64 (r,), non-decreasing fractions that end at 1 (the
+    explained variance of principal components when the values come from `center="feature"`). Constant matrix:
+    all ones.
+
+    >>> cumulative_energy([2.0, 1.0, 1.0, 0.0])
+    array([0.66666667, 0.83333333, 1.        , 1.        ])
+    """
+    energy = np.cumsum(np.square(_spectrum(singular_values)))
+    return energy / energy[-1]
+
+
+def spectrum_metrics(singular_values: ArrayLike) -> dict[str, float]:
+    """Return every scalar metric of a spectrum by name.
+
+    `singular_values` is (r,). Keys: sve, lsvr, effective_rank, rankme, stable_rank, participation_ratio and
+    alpha_exponent (NaN where undefined); each is the function of that name with its defaults.
+
+    >>> {name: round(value, 3) for name, value in spectrum_metrics([2.0, 1.0, 1.0]).items() if value < 1.2}
+    {'sve': 1.04, 'lsvr': 0.693}
+    """
+    return {
+        "sve": singular_value_entropy(singular_values),
+        "lsvr": largest_singular_value_ratio(singular_values),
+        "effective_rank": effective_rank(singular_values),
+        "rankme": rankme(singular_values),
+        "stable_rank": stable_rank(singular_values),
+        "participation_ratio": participation_ratio(singular_values),
+        "alpha_exponent": alpha_exponent(singular_values),
+    }
+
+
+def _matrix_shape(X: Any) -> tuple[int, int]:
+    shape = tuple(getattr(X, "shape", ()))
+    if len(shape) != 2 or 0 in shape:
+        raise InvalidInputError(
+            f"Expected a feature matrix of shape (samples, features), at least 1 × 1; "
+            f"got {type(X).__name__} of shape {shape}. Flatten each sample to one row."
+        )
+    return int(shape[0]), int(shape[1])
+
+
+def _chunks(X: Any, num_samples: int, rows: int) -> Iterator[torch.Tensor]:
+    for start in range(0, num_samples, rows):
+        block = X[start : start + rows]
+        if isinstance(block, torch.Tensor):
+            chunk = block.detach().to("cpu", torch.float64)
+        else:
+            chunk = torch.from_numpy(np.array(block, dtype=np.float64))
+        finite_rows = torch.isfinite(chunk).all(dim=1)
+        if not finite_rows.all():
+            bad = start + int(finite_rows.to(torch.uint8).argmin())
+            raise InvalidInputError(
+                f"Expected finite features, got NaN or inf in row {bad}. Drop that row or extract it again."
+            )
+        yield chunk
+
+
+def _spectrum(singular_values: ArrayLike) -> FloatArray:
+    """Validate singular values; return them descending and over the largest, so that squares are safe."""
+    values = np.asarray(singular_values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise InvalidInputError(
+            f"Expected singular values of shape (r,) with r >= 1, got shape {values.shape}. "
+            "Pass the result of singular_values(X), not X itself."
+        )
+    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+    if bad.size:
+        raise InvalidInputError(
+            f"Expected finite, non-negative singular values, got {values[bad[0]]} at index {bad[0]}."
+        )
+    largest = values.max()
+    if largest == 0:
+        raise InvalidInputError(
+            "Expected at least one non-zero singular value, got only zeros: "
+            "the matrix is zero, or constant and centred."
+        )
+    return np.sort(values / largest)[::-1]
+
+
+def _shares(values: FloatArray) -> FloatArray:
+    return values / values.sum()
+
+
+def _nonnegative(value: Any) -> float:
+    """Turn the −0.0 or −1e-17 that rounding leaves at the lower bound into 0."""
+    return max(float(value), 0.0)

@@ -1,0 +1,278 @@
+"""Spectra against float64 SVD, metrics against closed forms, an oracle and their invariants."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nml_kit import spectrum
+from nml_kit.errors import InvalidInputError, UnknownNameError
+from nml_kit.spectrum import (
+    alpha_exponent,
+    cumulative_energy,
+    effective_rank,
+    largest_singular_value_ratio,
+    participation_ratio,
+    rankme,
+    singular_value_entropy,
+    singular_values,
+    spectrum_metrics,
+    stable_rank,
+)
+
+CENTERS = ["none", "feature", "sample"]
+METRICS = [
+    singular_value_entropy,
+    largest_singular_value_ratio,
+    effective_rank,
+    rankme,
+    stable_rank,
+    participation_ratio,
+]
+
+
+def matrix(kind, num_samples, num_features, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((num_samples, num_features))
+    if kind == "decaying to 1e-6":
+        return X @ np.diag(np.logspace(0, -6, num_features)) @ rng.standard_normal((num_features,) * 2)
+    if kind == "rank 5":
+        return X[:, :5] @ rng.standard_normal((5, num_features))
+    if kind == "large mean":
+        return X * np.logspace(0, -6, num_features) + 1e4
+    return X
+
+
+def centred(X, center):
+    if center == "feature":
+        return X - X.mean(axis=0)
+    return X - X.mean(axis=1, keepdims=True) if center == "sample" else X
+
+
+@pytest.mark.parametrize("center", CENTERS)
+@pytest.mark.parametrize("kind", ["well-conditioned", "decaying to 1e-6", "rank 5", "large mean"])
+@pytest.mark.parametrize("shape", [(400, 48), (48, 48), (49, 48), (20, 48)], ids=str)
+def test_values_equal_a_float64_svd(center, kind, shape):
+    X = matrix(kind, *shape)
+    expected = np.linalg.svd(centred(X, center), compute_uv=False)
+    actual = singular_values(X, center=center, chunk_size=37)
+    assert actual.dtype == np.float64
+    assert actual.shape == (min(shape),)
+    # With a large mean the reference itself rounds at 1e-16 of the mean when it subtracts it.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13 * np.linalg.norm(X))
+    for metric in (singular_value_entropy, largest_singular_value_ratio):
+        assert metric(actual) == pytest.approx(metric(expected), rel=1e-9)
+
+
+def test_many_chunks_lose_nothing():
+    X = matrix("decaying to 1e-6", 20_000, 16)
+    expected = np.linalg.svd(X - X.mean(axis=0), compute_uv=False)
+    np.testing.assert_allclose(singular_values(X, center="feature", chunk_size=20), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("center", CENTERS)
+def test_any_container_and_dtype(tmp_path, center):
+    X = matrix("well-conditioned", 60, 12).astype(np.float16)
+    expected = singular_values(X.astype(np.float64), center=center)
+    mapped = np.memmap(tmp_path / "x", dtype=np.float16, mode="w+", shape=X.shape)
+    mapped[:] = X
+    tensor = torch.from_numpy(X)
+    containers = [X, mapped, tensor, tensor.float().requires_grad_(), np.asfortranarray(X)]
+    for container in containers:
+        np.testing.assert_array_equal(singular_values(container, center=center), expected)
+    bfloat16 = singular_values(tensor.bfloat16(), center=center)
+    np.testing.assert_allclose(bfloat16, expected, atol=0.02 * expected[0])
+
+
+def test_input_is_not_changed():
+    X = matrix("large mean", 30, 5)
+    before = X.copy()
+    for center in CENTERS:
+        singular_values(X, center=center, chunk_size=8)
+    np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("value", [0.1, 7.0, 3e8])
+def test_constant_matrix(value):
+    X = np.full((5000, 6), value)
+    values = singular_values(X, chunk_size=64)
+    assert values[0] == pytest.approx(value * math.sqrt(X.size))
+    assert singular_value_entropy(values) == pytest.approx(0, abs=1e-12)
+    assert largest_singular_value_ratio(values) == pytest.approx(0, abs=1e-12)
+    for center in ("feature", "sample"):
+        np.testing.assert_array_equal(singular_values(X, center=center, chunk_size=64), np.zeros(6))
+
+
+def test_one_sample_and_one_feature():
+    np.testing.assert_allclose(singular_values(np.array([[3.0, 4.0]])), [5.0])
+    np.testing.assert_array_equal(singular_values(np.array([[3.0, 4.0]]), center="feature"), [0.0])
+    np.testing.assert_allclose(singular_values(np.array([[3.0], [4.0]])), [5.0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    X=arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 8)), elements=st.floats(-9, 9, width=16)),
+    chunk_size=st.integers(1, 13),
+    center=st.sampled_from(CENTERS),
+    seed=st.integers(0, 2**16),
+)
+def test_chunking_and_the_order_of_rows_do_not_matter(X, chunk_size, center, seed):
+    whole = singular_values(X, center=center)
+    shuffled = np.random.default_rng(seed).permutation(X)
+    tolerance = 1e-12 * (1 + np.linalg.norm(X))
+    np.testing.assert_allclose(singular_values(X, center=center, chunk_size=chunk_size), whole, atol=tolerance)
+    np.testing.assert_allclose(singular_values(shuffled, center=center), whole, atol=tolerance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), factor=st.floats(1e-6, 1e6), center=st.sampled_from(["none", "feature"]))
+def test_scaling_and_rotation_leave_sve_and_lsvr(seed, factor, center):
+    X = matrix("well-conditioned", 20, 9, seed)
+    rotation = np.linalg.qr(np.random.default_rng(seed + 1).standard_normal((9, 9)))[0]
+    before = singular_values(X, center=center)
+    after = singular_values(factor * X @ rotation, center=center)
+    for metric in (singular_value_entropy, largest_singular_value_ratio):
+        assert metric(after) == pytest.approx(metric(before), rel=1e-9)
+
+
+def test_bad_matrices_are_named():
+    X = np.ones((50, 3))
+    X[41, 1] = np.nan
+    X[45, 0] = np.inf
+    for features in (X, torch.from_numpy(X)):
+        with pytest.raises(InvalidInputError, match="Expected finite features, got NaN or inf in row 41"):
+            singular_values(features, chunk_size=8)
+    with pytest.raises(InvalidInputError, match=r"shape \(samples, features\).* got ndarray of shape \(50,\)"):
+        singular_values(X[:, 0])
+    with pytest.raises(InvalidInputError, match=r"got ndarray of shape \(0, 3\)"):
+        singular_values(X[:0])
+    with pytest.raises(InvalidInputError, match="got list of shape"):
+        singular_values([[1.0, 2.0]])
+    with pytest.raises(UnknownNameError, match="Unknown centring 'features': did you mean 'feature'"):
+        singular_values(X, center="features")
+    with pytest.raises(InvalidInputError, match="chunk_size of at least 1 row, got 0"):
+        singular_values(X, chunk_size=0)
+
+
+def test_flat_spectrum():
+    flat = np.full(8, 3.0)
+    assert singular_value_entropy(flat) == pytest.approx(math.log(8))
+    assert largest_singular_value_ratio(flat) == pytest.approx(math.log(8))
+    for metric in (effective_rank, stable_rank, participation_ratio):
+        assert metric(flat) == pytest.approx(8)
+    assert rankme(flat) == pytest.approx(8, rel=1e-4)
+    np.testing.assert_allclose(cumulative_energy(flat), np.arange(1, 9) / 8)
+
+
+def test_one_direction():
+    one = np.array([5.0, 0.0, 0.0])
+    assert singular_value_entropy(one) == 0.0
+    assert largest_singular_value_ratio(one) == 0.0
+    for metric in (effective_rank, stable_rank, participation_ratio):
+        assert metric(one) == 1.0
+    assert rankme(one) == pytest.approx(1.0, abs=1e-5)
+    assert math.isnan(alpha_exponent(one))
+    np.testing.assert_array_equal(cumulative_energy(one), np.ones(3))
+
+
+def test_hand_computed_values():
+    values = [2.0, 1.0, 1.0]
+    assert singular_value_entropy(values) == pytest.approx(1.5 * math.log(2))
+    assert largest_singular_value_ratio(values) == pytest.approx(math.log(2))
+    assert stable_rank(values) == pytest.approx(1.5)
+    assert participation_ratio(values) == pytest.approx(36 / 18)
+    np.testing.assert_allclose(cumulative_energy(values), [4 / 6, 5 / 6, 1])
+
+
+def test_entropy_agrees_with_scipy():
+    values = np.random.default_rng(0).random(50)
+    assert singular_value_entropy(values) == pytest.approx(scipy.stats.entropy(values))
+    assert effective_rank(values) == pytest.approx(math.exp(scipy.stats.entropy(values)))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.3])
+def test_alpha_of_an_exact_power_law_and_its_window(alpha):
+    eigenvalues = np.arange(1, 301) ** -alpha
+    assert alpha_exponent(np.sqrt(eigenvalues)) == pytest.approx(alpha)
+    eigenvalues[:10] = eigenvalues[9] * 5000  # outside the window 11 … 500
+    assert alpha_exponent(np.sqrt(eigenvalues)) == pytest.approx(alpha)
+    assert alpha_exponent(np.sqrt(eigenvalues), first_rank=1) != pytest.approx(alpha, abs=0.05)
+    rounded_tail = np.concatenate([np.sqrt(eigenvalues), np.full(50, 1e-17)])
+    assert alpha_exponent(rounded_tail) == pytest.approx(alpha)
+
+
+def test_alpha_weighs_each_decade_alike():
+    """Against the weighted normal equations, weights 1/rank, solved here."""
+    values = np.sort(np.random.default_rng(1).random(200))[::-1]
+    ranks = np.arange(11, 201)
+    design = np.stack([-np.log(ranks), np.ones(190)], axis=1)
+    weighted = design / ranks[:, None]
+    slope = np.linalg.solve(weighted.T @ design, weighted.T @ np.log(values[10:] ** 2))[0]
+    assert alpha_exponent(values) == pytest.approx(slope)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=arrays(np.float64, st.integers(1, 30), elements=st.one_of(st.just(0.0), st.floats(1e-6, 1e6))).filter(
+        lambda values: values.any()
+    ),
+    factor=st.floats(1e-150, 1e150),
+)
+def test_metrics_are_bounded_and_ignore_scale_and_order(values, factor):
+    size = len(values)
+    for metric in METRICS:
+        value = metric(values)
+        assert metric(values[::-1] * factor) == pytest.approx(value, rel=1e-9, abs=1e-9)
+        lower, upper = (1, size) if metric not in METRICS[:2] else (0, math.log(size))
+        assert lower - 1e-6 <= value <= upper * (1 + 1e-5) + 1e-6
+    assert largest_singular_value_ratio(values) <= singular_value_entropy(values) + 1e-9
+    energy = cumulative_energy(values)
+    assert (np.diff(energy) >= 0).all()
+    assert energy[-1] == 1.0
+
+
+def test_all_metrics_by_name():
+    values = np.random.default_rng(2).random(40)
+    assert spectrum_metrics(values) == {
+        "sve": singular_value_entropy(values),
+        "lsvr": largest_singular_value_ratio(values),
+        "effective_rank": effective_rank(values),
+        "rankme": rankme(values),
+        "stable_rank": stable_rank(values),
+        "participation_ratio": participation_ratio(values),
+        "alpha_exponent": alpha_exponent(values),
+    }
+
+
+@pytest.mark.parametrize("metric", [*METRICS, alpha_exponent, cumulative_energy, spectrum_metrics])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, math.nan], "non-negative singular values, got nan at index 1"),
+        ([math.inf], "got inf at index 0"),
+        ([2.0, 1.0, -1.0], "got -1.0 at index 2"),
+        ([0.0, 0.0], "only zeros: the matrix is zero, or constant and centred"),
+        ([], r"shape \(r,\) with r >= 1, got shape \(0,\)"),
+        ([[1.0, 2.0]], r"got shape \(1, 2\). Pass the result of singular_values"),
+    ],
+)
+def test_bad_spectra_are_named(metric, values, message):
+    with pytest.raises(InvalidInputError, match=message):
+        metric(values)
+
+
+def test_bad_window_is_named():
+    with pytest.raises(InvalidInputError, match="got first_rank=5, last_rank=5"):
+        alpha_exponent([1.0], first_rank=5, last_rank=5)
+
+
+def test_docstring_examples():
+    result = doctest.testmod(spectrum)
+    assert result.attempted > 0
+    assert result.failed == 0
