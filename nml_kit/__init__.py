@@ -1,0 +1,5 @@
+"""Noisy Model Learning: what label noise in pre-training does to features, and what repairs them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

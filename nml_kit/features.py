@@ -1,0 +1,134 @@
+"""Frozen features of a task, extracted once per backbone into the store and read memory-mapped."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nml_kit.backbones import Backbone
+from nml_kit.datasets import Task, require_unique_ids, select_rows
+from nml_kit.errors import CorruptEntryError, InvalidInputError
+from nml_kit.files import read_tensors, write_tensors
+from nml_kit.store import Store, fingerprint
+
+# Raised whenever the same request would give other features, so that stored ones are not taken for new ones.
+FEATURES_VERSION = 1
+FEATURES_KIND = "features"
+SHARD_ROWS = 2048
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of a task's samples: `values` (N, D), row i of the sample `ids[i]` with its label, domain and split.
+
+    `fingerprint` identifies backbone, inputs, transform and dtype; `values` may be memory-mapped.
+    Raises InvalidInputError if the numbers of rows differ or an id repeats.
+    """
+
+    task: str
+    values: NDArray[Any]
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    domains: NDArray[np.str_]
+    splits: NDArray[np.str_]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in (self.values, self.ids, self.labels, self.domains, self.splits)}
+        if len(lengths) != 1:
+            raise InvalidInputError(
+                f"Features of {self.task!r}: expected one feature row, label, domain and split per id, but got "
+                f"{len(self.values)} rows for {len(self.ids)} ids."
+            )
+        require_unique_ids(self.ids, f"Features of {self.task!r}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def protocol_fingerprint(self) -> str:
+        """Hash of what an evaluation depends on: features, labels, splits and domains."""
+        columns = {"labels": self.labels, "splits": self.splits, "domains": self.domains}
+        return fingerprint({"features": self.fingerprint, **columns})
+
+    def select(self, *, split: str | None = None, domains: tuple[str, ...] | None = None) -> "Features":
+        """The rows of one split and of some domains (copied into memory).
+
+        Raises UnknownNameError if the split or a domain does not occur.
+        """
+        rows = select_rows(self.splits, self.domains, split=split, domains_wanted=domains)
+        return replace(self, values=self.values[rows], ids=self.ids[rows], labels=self.labels[rows],
+                       domains=self.domains[rows], splits=self.splits[rows])  # fmt: skip
+
+
+def extract_features(
+    task: Task,
+    backbone: Backbone,
+    *,
+    dtype: Literal["float16", "float32"] = "float32",
+    store: Store | None = None,
+    progress: bool = True,
+) -> Features:
+    """The frozen features (N, D) of all samples of `task`: read from the store, or extracted and stored.
+
+    They are found again by what determines them (ids, inputs, weights, transform, layer, dtype), never by a name, so
+    they cannot be stale. Killed at any moment and called again, extraction goes on from the last whole shard.
+    Raises InvalidInputError if the backbone is not in eval mode or gives NaN, infinite or wrongly shaped features.
+    Source: the paper's section 2 (freeze; extract penultimate features once per data set).
+
+    >>> from nml_kit import load_backbone, load_task
+    >>> features = extract_features(load_task("digits"), load_backbone("compact-resnet"), progress=False)
+    >>> features.values.shape[1], features.values.dtype
+    (256, dtype('float32'))
+    """
+    key = {"arrow": "features", "version": FEATURES_VERSION, "inputs": task.fingerprint, "dtype": dtype,
+           "backbone": backbone.key}  # fmt: skip
+
+    def build(work: Path) -> dict[str, Any]:
+        shards = _extract_shards(task, backbone, dtype, work, progress)
+        values = np.concatenate([read_tensors(shard)["values"] for shard in shards])
+        write_tensors(work / "entry" / "features.safetensors", {"values": values, "ids": _encoded(task.ids)})
+        return {"task": task.name, "backbone": backbone.name, "shape": list(values.shape), "dtype": dtype}
+
+    entry = (store or Store()).get_or_build(FEATURES_KIND, key, build)
+    tensors = entry.tensors("features.safetensors")
+    if not np.array_equal(tensors["ids"], _encoded(task.ids)):
+        raise CorruptEntryError(f"{entry.path}: expected the ids of task {task.name!r}, in order, but got others.")
+    return Features(task.name, tensors["values"], task.ids, task.labels, task.class_names, task.domains, task.splits,
+                    entry.digest)  # fmt: skip
+
+
+def _extract_shards(task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool) -> list[Path]:
+    starts = range(0, len(task), SHARD_ROWS)
+    shards = [work / f"shard-{start:09d}.safetensors" for start in starts]
+    todo = tqdm(starts, f"features of {task.name}", unit="shard", disable=not progress, leave=False)
+    for start, shard in zip(todo, shards, strict=True):
+        if not shard.exists():
+            rows = range(start, min(start + SHARD_ROWS, len(task)))
+            write_tensors(shard, {"values": _encode_rows(task, backbone, rows, dtype)})
+    return shards
+
+
+def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str) -> NDArray[np.floating]:
+    starts = range(rows.start, rows.stop, BATCH_ROWS)
+    batches = [backbone(task.inputs(slice(start, min(start + BATCH_ROWS, rows.stop)))).numpy() for start in starts]
+    with np.errstate(over="ignore"):  # an overflow of float16 becomes an infinity, which is reported below
+        values = np.concatenate(batches).astype(dtype)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise InvalidInputError(
+            f"Backbone {backbone.name!r}: expected finite features, but got NaN or infinity for sample "
+            f"{str(task.ids[rows.start + int(bad.argmax())])!r} of {task.name!r} as {dtype}; check the weights and the "
+            "transform, or extract as float32."
+        )
+    return values
+
+
+def _encoded(ids: NDArray[np.str_]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(ids.tolist()).encode(), dtype=np.uint8)

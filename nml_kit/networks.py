@@ -1,0 +1,127 @@
+"""Networks that pre-training builds and backbones load: a compact ResNet for 32×32 images, torchvision, timm."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nml_kit.errors import InvalidInputError, MissingDependencyError, unknown_name
+
+COMPACT_RESNET = "compact-resnet"
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with batch normalisation and a shortcut (He et al., 2016, basic block)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+class CompactResNet(nn.Module):
+    """ResNet for 32×32 images: stride-2 stem, one block a stage, D = `widths[-1]` features.
+
+    With the default widths: 1.2 M parameters and 0.032 GFLOPs (15.9 M multiply-adds) for one image's features.
+
+    >>> CompactResNet(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int] = (32, 64, 128, 256)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        blocks, channels = [], widths[0]
+        for stage, width in enumerate(widths):
+            blocks.append(ResidualBlock(channels, width, stride=1 if stage == 0 else 2))
+            channels = width
+        self.stages = nn.Sequential(*blocks)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, K) of normalised images (B, 3, H, W)."""
+        return self.fc(self.stages(self.stem(x)).mean(dim=(2, 3)))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block on torch's global generator seeded with `seed`, then restore the generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_network(architecture: str, *, num_classes: int, seed: int) -> nn.Module:
+    """A randomly initialised classifier: "compact-resnet", "torchvision:NAME" or "timm:NAME".
+
+    Raises UnknownNameError for an unknown name, MissingDependencyError if its library is not installed.
+
+    >>> type(build_network("compact-resnet", num_classes=5, seed=0)).__name__
+    'CompactResNet'
+    """
+    family, _, name = architecture.partition(":")
+    with seeded(seed):
+        if architecture == COMPACT_RESNET:
+            return CompactResNet(num_classes)
+        if family == "torchvision":
+            return torchvision_network(name, weights=None, num_classes=num_classes)
+        if family == "timm":
+            return timm_network(name, pretrained=False, num_classes=num_classes)
+    raise unknown_name("architecture", architecture, [COMPACT_RESNET, "torchvision:NAME", "timm:NAME"])
+
+
+def torchvision_network(name: str, *, weights: str | None, num_classes: int = 1000) -> nn.Module:
+    """A torchvision classification model; `weights` is a name such as "DEFAULT", or None for random ones."""
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise missing_models_extra("torchvision") from error
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    return models.get_model(name, weights=weights, num_classes=num_classes)
+
+
+def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000) -> nn.Module:
+    """A timm classification model."""
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_models_extra("timm") from error
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, timm.list_models())
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+
+
+def missing_models_extra(package: str) -> MissingDependencyError:
+    """The error for an uninstalled model library."""
+    return MissingDependencyError(f"{package} is needed for this backbone: pip install 'nml_kit[models]'.")
+
+
+def remove_classifier(network: nn.Module) -> nn.Module:
+    """Replace the network's last linear layer by the identity, so that it returns penultimate features.
+
+    Raises InvalidInputError if the network has no linear layer to remove.
+    """
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InvalidInputError(
+            f"Expected a classifier that ends in a linear layer, but {type(network).__name__} has none; "
+            "pass a callable that returns features (batch, D) instead."
+        )
+    parent, _, child = linear[-1].rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return network

@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests: a private store and small tasks whose classes can be learned in seconds."""
+
+import os
+from pathlib import Path
+
+# Tests run side by side, one per core: more threads than that only wait for each other. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+from nml_kit.datasets import Task
+from nml_kit.store import Store
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own store."""
+    monkeypatch.setenv("NML_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def make_task(per_class: int = 24, classes: int = 4, seed: int = 0) -> Task:
+    """Grey images whose class is the quadrant (or half) that is bright; two domains that differ in brightness."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    count = len(labels)
+    images = generator.integers(0, 90, size=(count, 32, 32, 3), dtype=np.uint8)
+    for row, label in enumerate(labels):
+        top, left = 16 * (label % 2), 16 * (label // 2)
+        images[row, top : top + 16, left : left + 16] += 120
+    domains = np.array(["bright", "dark"])[np.arange(count) % 2]
+    images[domains == "dark"] //= 2
+    splits = np.where(np.arange(count) % 4 == 3, "test", "train")
+    ids = np.array([f"sample-{row:04d}" for row in range(count)])
+    names = tuple(f"class {label}" for label in range(classes))
+    return Task("quadrants", ids, labels, names, ids.copy(), domains, splits, images)
+
+
+@pytest.fixture
+def task() -> Task:
+    return make_task()
