@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.regularizers import Recipe, nmtune_terms

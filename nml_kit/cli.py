@@ -1,0 +1,175 @@
+"""The command `nml`: it parses arguments and prints what the package returns."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nml_kit._version import __version__
+from nml_kit.errors import InvalidInputError, NMLError
+
+app = typer.Typer(
+    help="Noisy Model Learning: what label noise in pre-training does to features, and what repairs them.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+store_app = typer.Typer(help="Look after the store of pre-trained backbones and features.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+# Imports are inside the commands: `nml --help` answers at once.
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """Bad input exits 2, any other error of ours 1, each with its message and no traceback."""
+    try:
+        yield
+    except NMLError as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nml_kit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options for all commands."""
+
+
+@app.command()
+def run(
+    target: Annotated[Path, typer.Argument(help="A suite (.yaml) or a notebook (.ipynb).")],
+    profile: Annotated[str | None, typer.Option(help="Sizes, data and seeds: a profile's name or its file.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's parameter, in YAML.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
+) -> None:
+    """Run a notebook or a suite; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
+    with _errors_as_messages():
+        from nml_kit import batch
+
+        params = dict(map(_key_and_value, param or []))
+        if target.suffix in (".yaml", ".yml"):
+            if params:
+                raise InvalidInputError("Expected -p with a notebook, got a suite: write its params in the suite file.")
+            plan = batch.plan_suite(target, runs=runs, profile=profile)
+        else:
+            plan = batch.plan_notebook(target, runs=runs, profile=profile, params=params)
+        progress = sys.stderr if sys.stderr.isatty() else None
+        results = batch.run_suite(plan, report=lambda line: typer.echo(f"nml: {line}", err=True), progress=progress)
+        code = batch.suite_exit_code(results)
+    for result in results:
+        page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
+        typer.echo(f"{result.state}: {page}")
+        if result.error:
+            typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
+    if code:
+        again = ["nml", "run", str(target), *(["--profile", profile] if profile else [])]
+        again += [word for one in param or [] for word in ("-p", one)] + ["--runs", str(runs)]
+        typer.echo(f"To continue (finished pieces come from the store): {shlex.join(again)}", err=True)
+    raise typer.Exit(code)
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InvalidInputError(f"Expected -p KEY=VALUE, got {text!r}.")
+    try:
+        return key, yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"Expected -p {key}=VALUE with a value in YAML, got {value!r}: {error}") from error
+
+
+@app.command()
+def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs")) -> None:
+    """Print the results of runs as a table and where to look at them."""
+    with _errors_as_messages():
+        from nml_kit.batch import summary_of_runs
+
+        summary_rows = summary_of_runs(runs)
+    title = "Accuracy: a fraction with its 95 % interval; SVE and LSVR in nats; means over tasks"
+    _show(title, summary_rows.columns.tolist(), summary_rows.to_numpy())
+    for page in sorted(runs.rglob("notebook.html")):
+        typer.echo(f"Open {page.resolve().as_uri()}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check everything the notebooks need; exit code 1 if something required is missing."""
+    with _errors_as_messages():
+        from nml_kit.doctor import run_checks
+
+        checks = run_checks()
+    rows = [
+        ("ok" if check.ok else "MISSING" if check.required else "optional", check.name, check.detail,
+         "" if check.ok else check.remedy)
+        for check in checks
+    ]  # fmt: skip
+    _show(f"nml_kit {__version__}", ["", "check", "found", "what to do"], rows)
+    raise typer.Exit(int(any(check.required and not check.ok for check in checks)))
+
+
+@store_app.command("list")
+def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind.")] = None) -> None:
+    """List what the store holds."""
+    with _errors_as_messages():
+        from nml_kit.store import Store
+
+        store = Store()
+        entries = list(store.entries(kind))
+    rows = [(one.kind, one.digest[:12], f"{one.bytes / 1e6:.1f}", one.created, one.problem) for one in entries]
+    _show(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
+    typer.echo(f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
+
+
+@store_app.command()
+def verify() -> None:
+    """Check every byte of every entry; exit code 1 if one is corrupt."""
+    with _errors_as_messages():
+        from nml_kit.store import Store
+
+        corrupt = Store().verify()
+    for entry in corrupt:
+        typer.secho(f"{entry.path}: {entry.problem}", err=True, fg="red")
+    typer.echo(f"{len(corrupt)} corrupt entries" + (": `nml store prune --corrupt` deletes them." if corrupt else "."))
+    raise typer.Exit(int(bool(corrupt)))
+
+
+@store_app.command()
+def prune(
+    corrupt: Annotated[bool, typer.Option("--corrupt", help="Only corrupt entries, no unfinished work.")] = False,
+) -> None:
+    """Delete corrupt entries and unfinished work that no process holds."""
+    with _errors_as_messages():
+        from nml_kit.store import Store
+
+        removed = Store().prune(corrupt_only=corrupt)
+    for path in removed:
+        typer.echo(f"deleted {path}")
+    typer.echo(f"{len(removed)} deleted.")
+
+
+def _show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; cells are text, never rich's markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=Text(title), title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

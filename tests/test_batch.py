@@ -1,0 +1,328 @@
+"""Real notebooks in real kernels; each start costs seconds, so one run serves several tests."""
+
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from nml_kit import batch
+from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
+from nml_kit.parameters import check_parameters, notebook_parameters
+from nml_kit.profiles import profiles_dir
+
+PARAMETERS = (
+    'run_dir = ""\nrate = 0.5\nseeds = [0, 1]\ntask: str = "a=b"  # the default holds an equals sign\nquick = False'
+)
+
+
+def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
+    cells = [new_markdown_cell("# A question"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook = new_notebook(cells=cells + [new_code_cell(source) for source in sources])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    """A run in a hostile environment: another Python's kernel is named python3, and the first kernel start fails."""
+    root = tmp_path_factory.mktemp("good {braces}")
+    other = root / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    (root / "site").mkdir()
+    (root / "site" / "sitecustomize.py").write_text(
+        "import pathlib, os, sys\n"
+        "mark = pathlib.Path(__file__).with_name('died-once')\n"
+        "if 'ipykernel_launcher' in sys.orig_argv and not mark.exists():\n"
+        "    mark.touch(); os._exit(1)\n"
+    )
+    notebook = write_notebook(
+        root / "notebooks" / "good.ipynb",
+        "import json, os, pathlib, sys\n"
+        "facts = {'python': sys.executable, 'cwd': os.getcwd(), 'rate': rate, 'task': task, 'seeds': seeds}\n"
+        "(pathlib.Path(run_dir) / 'facts.json').write_text(json.dumps(facts))",
+        "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]), layout_title_text='Finding')",
+    )
+    run_dir = root / "runs" / "good"
+    run_dir.mkdir(parents=True)
+    (run_dir / "rows.parquet").write_bytes(b"of an earlier run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(root / "jupyter"))
+        patch.setenv("PYTHONPATH", str(root / "site"))
+        result = batch.run_notebook(notebook, params={"rate": "1e-3", "seeds": [7]}, run_dir=run_dir)
+    return root, run_dir, result
+
+
+def test_a_run_leaves_notebook_page_and_status(good_run):
+    _, run_dir, result = good_run
+    assert (result.exit_code, result.state, result.error) == (0, "done", "")
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "facts.json", "notebook.html", "notebook.ipynb", "status.json",
+    ]  # fmt: skip
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["state"] == "done"
+    assert status["params"] == {"rate": 0.001, "seeds": [7], "run_dir": str(run_dir)}
+    assert run_dir.stat().st_mtime <= (run_dir / "status.json").stat().st_mtime + 0.01
+
+
+def test_the_kernel_is_this_python_in_the_run_directory(good_run):
+    _, run_dir, _ = good_run
+    facts = json.loads((run_dir / "facts.json").read_text())
+    assert facts == {"python": sys.executable, "cwd": str(run_dir), "rate": 0.001, "task": "a=b", "seeds": [7]}
+
+
+def test_a_kernel_that_does_not_start_is_started_again(good_run):
+    root, _, result = good_run
+    assert (root / "site" / "died-once").exists()
+    assert result.exit_code == 0
+
+
+def test_figures_are_stored_as_data_and_shown_in_the_page(good_run):
+    _, run_dir, _ = good_run
+    outputs = nbformat.read(run_dir / "notebook.ipynb", as_version=4).cells[-1].outputs
+    assert "application/vnd.plotly.v1+json" in outputs[0].data
+    assert (run_dir / "notebook.ipynb").stat().st_size < 100_000
+    assert "Plotly.newPlot" in (run_dir / "notebook.html").read_text()
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path):
+    write_notebook(tmp_path / "bad.ipynb", "x = 1", "1 / 0")
+    write_notebook(tmp_path / "fine.ipynb", "open('fine.txt', 'w').close()")
+    suite = tmp_path / "suites" / "two.yaml"
+    suite.parent.mkdir()
+    suite.write_text("name: two\nprofile: smoke\nnotebooks:\n- notebook: ../bad.ipynb\n- notebook: ../fine.ipynb\n")
+    plan = [
+        batch.PlannedRun(run.notebook, None, run.params, run.run_dir)
+        for run in batch.plan_suite(suite, runs=tmp_path / "runs")
+    ]
+    lines = []
+    bad, fine = batch.run_suite(plan, report=lines.append)
+    assert (bad.exit_code, bad.cell) == (1, 4)
+    assert bad.error == "cell 4: ZeroDivisionError: division by zero"
+    assert json.loads((bad.run_dir / "status.json").read_text())["state"] == "failed"
+    assert "ZeroDivisionError" in (bad.run_dir / "notebook.ipynb").read_text()
+    assert not (bad.run_dir / "notebook.html").exists()
+    assert fine.exit_code == 0
+    assert (tmp_path / "runs" / "two" / "fine" / "fine.txt").exists()
+    assert batch.suite_exit_code([bad, fine]) == batch.PART_FAILED == 3
+    assert [line.split(" after")[0] for line in lines] == [
+        "bad.ipynb started", "bad.ipynb failed", "fine.ipynb started", "fine.ipynb done",
+    ]  # fmt: skip
+
+
+def test_a_dead_kernel_is_told_apart(tmp_path):
+    notebook = write_notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
+    assert (result.exit_code, result.state) == (138, "kernel died")
+    assert result.error == f"the kernel died (out of memory, or killed); see {tmp_path / 'run' / 'kernel.log'}"
+    assert (tmp_path / "run" / "kernel.log").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 138
+
+
+def test_all_runs_are_checked_before_the_first_starts(tmp_path):
+    fine = write_notebook(tmp_path / "fine.ipynb", "open('ran.txt', 'w').close()")
+    plan = [
+        batch.PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
+        batch.PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
+    ]
+    with pytest.raises(UnknownNameError, match="Unknown parameter 'rte': did you mean 'rate'"):
+        batch.run_suite(plan)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_profile_is_refused_before_a_kernel_starts(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
+    with pytest.raises(UnknownNameError, match="Unknown profile 'dmeo': did you mean 'demo'"):
+        batch.run_notebook(notebook, profile="dmeo", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = profiles_dir() / "smoke.yaml"
+    Path("own.yaml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
+    (plan,) = batch.plan_notebook(notebook, runs="runs", profile="own.yaml")
+    assert plan.run_dir == Path("runs/own/n")
+    _, values = batch._prepared(plan)
+    assert values == {"profile": str(tmp_path / "own.yaml")}
+
+
+def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    with pytest.raises(UnknownNameError, match="Unknown parameter 'profile'"):
+        batch.run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
+
+
+def test_the_parameters_cell_is_read_without_running_it():
+    source = 'text = "a=b"\nnumbers = [\n    1,  # one\n    2,\n]\nratio: float = 0.1\nnothing = None\nshift = -3'
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    expected = {"text": "a=b", "numbers": [1, 2], "ratio": 0.1, "nothing": None, "shift": -3}
+    assert notebook_parameters(new_notebook(cells=[cell])) == expected
+    assert notebook_parameters(new_notebook(cells=[new_code_cell("x = 1")])) == {}
+
+
+@pytest.mark.parametrize("source", ["x = open('secret')", "import os", "x, y = 1, 2", "x = ("])
+def test_a_parameters_cell_holds_only_literals(source):
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    with pytest.raises(InvalidInputError, match="Expected lines `name = literal` in the parameters cell"):
+        notebook_parameters(new_notebook(cells=[cell]))
+
+
+DEFAULTS = {"rate": 0.5, "n": 3, "task": "icons", "quick": False, "seeds": [0], "grid": {"a": 1}, "any": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rate", float("nan"), "plain JSON value"),
+        ("rate", np.float64(0.1) * np.ones(2), "plain JSON value"),
+        ("n", np.int64(3), r"plain JSON value .*convert it, as with `\.item\(\)`"),
+        ("any", {1, 2}, "plain JSON value"),
+        ("any", {1: 2}, "expected text as keys"),
+        ("n", True, "expected int, as in its default 3, got True"),
+        ("n", 2.5, "expected int"),
+        ("rate", "fast", "expected float, as in its default 0.5, got 'fast'"),
+        ("rate", True, "expected float"),
+        ("rate", "inf", "expected float"),
+        ("quick", 1, "expected bool"),
+        ("task", 3, "expected str"),
+        ("seeds", 3, "expected list"),
+    ],
+)
+def test_wrong_values_are_refused(name, value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_parameters({name: value}, DEFAULTS)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(value=json_values)
+def test_plain_values_pass_unchanged_where_any_type_is_meant(value):
+    assert check_parameters({"any": value}, DEFAULTS) == {"any": value}
+
+
+@given(value=json_values)
+def test_a_value_is_accepted_with_the_type_of_its_default_or_refused_with_a_message(value):
+    for name, default in DEFAULTS.items():
+        try:
+            checked = check_parameters({name: value}, DEFAULTS)[name]
+        except InvalidInputError as error:
+            message = str(error)
+            if not message.startswith(f"Parameter {name!r}: expected"):
+                raise
+        else:
+            assert default is None or type(checked) is type(default)
+
+
+def suite_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "notebooks" / "suites" / "suite.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_suite_becomes_a_plan(tmp_path):
+    path = suite_file(
+        tmp_path,
+        "name: study\nprofile: demo\nnotebooks:\n- notebook: ../a.ipynb\n"
+        "- {notebook: ../a.ipynb, params: {rate: 0.1}}\n- notebook: ../b.ipynb\n",
+    )
+    plan = batch.plan_suite(path, runs="runs")
+    assert [str(run.run_dir) for run in plan] == ["runs/study/a", "runs/study/a-2", "runs/study/b"]
+    assert [run.params for run in plan] == [{}, {"rate": 0.1}, {}]
+    assert plan[0].notebook == (tmp_path / "notebooks" / "a.ipynb").resolve()
+    assert {run.profile for run in plan} == {"demo"}
+    other = batch.plan_suite(path, runs="runs", profile="smoke")
+    assert str(other[0].run_dir) == "runs/study-smoke/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: s\nprofile: demo\nnotebooks: []\n", "notebooks: "),
+        ("name: ../s\nprofile: demo\nnotebooks: [{notebook: a.ipynb}]\n", "name: "),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, parms: {}}]\n", "notebooks.0.parms: "),
+        ("- 1\n", "Expected a suite"),
+        ("", "Expected a suite"),
+        ("name: [\n", "Expected YAML"),
+        ("name: !!python/object/apply:os.system [echo]\n", "Expected YAML"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: ../../../x.ipynb}]\n", "expected notebooks under"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: /etc/x.ipynb}]\n", "expected notebooks under"),
+    ],
+)
+def test_bad_suites_are_refused(tmp_path, text, message):
+    with pytest.raises(InvalidInputError, match=message):
+        batch.plan_suite(suite_file(tmp_path, text), runs="runs")
+
+
+def test_a_link_cannot_lead_out_of_the_notebooks(tmp_path):
+    path = suite_file(tmp_path, "name: s\nprofile: demo\nnotebooks: [{notebook: ../link.ipynb}]\n")
+    (tmp_path / "notebooks" / "link.ipynb").symlink_to(tmp_path / "elsewhere.ipynb")
+    with pytest.raises(InvalidInputError, match="which leaves it"):
+        batch.plan_suite(path, runs="runs")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataFileError, match=r"Expected a suite file at .*none\.yaml"):
+        batch.load_suite(tmp_path / "none.yaml")
+    with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
+        batch.run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
+
+
+def test_one_notebook_goes_to_the_directory_of_its_profile(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
+    (own,) = batch.plan_notebook(notebook, runs="runs")
+    (given_one,) = batch.plan_notebook(notebook, runs="runs", profile="smoke")
+    assert (str(own.run_dir), str(given_one.run_dir)) == ("runs/demo/n", "runs/smoke/n")
+
+
+def result(code: int) -> batch.RunResult:
+    return batch.RunResult(Path("n.ipynb"), Path("run"), code, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 0), ([1], 1), ([138], 138), ([0, 1, 0], 3), ([138, 138], 3), ([0, 130], 130), ([1, 130], 130)],
+)
+def test_exit_codes(codes, expected):
+    assert batch.suite_exit_code([result(code) for code in codes]) == expected
+
+
+def summary_frame(accuracy: float) -> pd.DataFrame:
+    numbers = {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "sve": 4.9, "lsvr": 2.5}
+    columns = {f"{protocol} {name}": [value] for protocol in ("ID", "OOD") for name, value in numbers.items()}
+    return pd.DataFrame({"ratio": [float("nan")], "method": ["LP"], **columns})
+
+
+def test_summaries_are_gathered_as_text_without_repeats(tmp_path):
+    for name, accuracy in [("a", 0.5), ("b", 0.5), ("c", 0.75)]:
+        (tmp_path / name).mkdir()
+        summary_frame(accuracy).to_parquet(tmp_path / name / "summary.parquet")
+    table = batch.summary_of_runs(tmp_path)
+    assert table["noise"].tolist() == ["random init"] * 2
+    assert table["ID accuracy"].tolist() == ["0.500 [0.490, 0.510]", "0.750 [0.740, 0.760]"]
+    assert list(table) == [
+        "noise", "method", "ID accuracy", "ID SVE", "ID LSVR", "OOD accuracy", "OOD SVE", "OOD LSVR",
+    ]  # fmt: skip
+
+
+def test_no_or_broken_summaries_are_errors(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"found no summary\.parquet: use `nml run` first"):
+        batch.summary_of_runs(tmp_path)
+    (tmp_path / "summary.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataFileError, match="run again"):
+        batch.summary_of_runs(tmp_path)

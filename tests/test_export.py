@@ -1,0 +1,144 @@
+"""The page is checked as text, and opened in Chromium without a network where there is one."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from plotly.offline import get_plotlyjs
+
+from nml_kit import plots
+from nml_kit.errors import DataFileError
+from nml_kit.export import export_html
+
+SCRIPT = "<script>document.title = 'attacked'</script>"
+IMAGE = "<img src=x onerror=\"document.title = 'attacked'\">"
+
+
+def figure_output(figure: go.Figure) -> nbformat.NotebookNode:
+    return new_output("display_data", {"application/vnd.plotly.v1+json": figure.to_plotly_json(), "text/plain": "F"})
+
+
+def write_notebook(path: Path, *outputs: nbformat.NotebookNode, heading: str = "# A question") -> Path:
+    cell = new_code_cell("print('kept in view')", execution_count=1, outputs=list(outputs))
+    nbformat.write(new_notebook(cells=[new_markdown_cell(heading), cell]), path)
+    return path
+
+
+def stderr(text: str) -> nbformat.NotebookNode:
+    return new_output("stream", name="stderr", text=text)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page with two figures, a table, a warning and progress bars; class names and captions are hostile."""
+    root = tmp_path_factory.mktemp("page")
+    matrix = plots.confusion_matrix(np.array([[9, 1], [2, 8]]), [IMAGE, "cat"], title=f"What was flipped: {SCRIPT}")
+    gallery = plots.noise_gallery(np.zeros((1, 32, 32, 3), np.uint8), [f"{IMAGE} → {SCRIPT}"], title="Flipped images")
+    table = pd.DataFrame({"class": [SCRIPT], "share": [0.5]})
+    raw = pd.DataFrame({"class": [SCRIPT + IMAGE]}).style  # pandas' Styler does not escape
+    notebook = write_notebook(
+        root / "n.ipynb",
+        figure_output(matrix),
+        figure_output(gallery),
+        new_output("execute_result", {"text/html": table._repr_html_()}, execution_count=1),
+        new_output("display_data", {"text/html": raw.to_html()}),
+        new_output("display_data", {"text/html": f'<a href="javascript:x()" onclick="x()">link</a>{SCRIPT}'}),
+        new_output("display_data", {"application/javascript": "document.title = 'attacked'"}),
+        new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Slider()"}),
+        new_output("stream", name="stdout", text="SVE rises from 4.91 to 5.02\n" + SCRIPT),
+        stderr(
+            "heads:  50%|█████     | 1/2 [00:01<00:01]\rheads: 100%|██████████| 2/2 [00:02<00:00]\n"
+            "12it [00:03, 4.1it/s]"
+        ),
+        stderr("UserWarning: few seeds\n"),
+        heading=f"# Does noise matter? {SCRIPT}",
+    )
+    return export_html(notebook, root / "n.html")
+
+
+@pytest.fixture(scope="module")
+def body(page):
+    """The page's text after plotly.js."""
+    return page.read_text(encoding="utf-8").split("</head>", 1)[1]
+
+
+def test_plotly_js_is_inside_exactly_once(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count(get_plotlyjs()[:2000]) == 1
+    assert 4e6 < page.stat().st_size < 6e6
+
+
+def test_a_page_without_figures_is_small(tmp_path):
+    html = export_html(write_notebook(tmp_path / "n.ipynb"), tmp_path / "n.html")
+    assert html.stat().st_size < 50_000
+
+
+def test_each_figure_is_drawn(body):
+    assert body.count("Plotly.newPlot(") == 2
+    assert body.count('role="img" aria-label="') == 2
+    assert '"responsive": true' in body
+
+
+def test_nothing_is_loaded_from_elsewhere(page, body):
+    assert re.findall(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//[^"'>\s]*""", body) == []
+    head = page.read_text(encoding="utf-8").split("</head>", 1)[0]
+    assert re.findall(r"<(?:link|script)\b[^>]*(?:src|href)=", head) == []
+    assert "default-src 'none'" in head
+    assert "@import" not in body
+    assert "sendChartToCloud" in body  # among the buttons that are removed
+
+
+def test_scripts_in_data_show_as_text(page, body):
+    own_scripts = re.findall(r"<script[^>]*>(.{0,40})", body, re.DOTALL)
+    assert len(own_scripts) == 2
+    assert all("PLOTLYENV" in script for script in own_scripts)
+    assert "<img src=x" not in body
+    assert "javascript:" not in body
+    assert "onclick" not in body
+    assert "&lt;script&gt;document.title" in body
+    head = page.read_text(encoding="utf-8").split("</title>", 1)[0]
+    assert head.endswith("<title>Does noise matter? &lt;script&gt;document.title = &#x27;attacked&#x27;&lt;/script&gt;")
+
+
+def test_tables_texts_and_warnings_are_kept_and_progress_bars_are_not(body):
+    assert "<th>share</th>" in body
+    assert "SVE rises from 4.91 to 5.02" in body
+    assert "UserWarning: few seeds" in body
+    assert "%|" not in body
+    assert "12it" not in body
+    assert "Slider()" not in body
+    assert "vertical-align: top;\n    }" not in body  # pandas' style block, which would show as text
+
+
+def test_code_is_folded_away(body):
+    assert re.search(r"<details><summary>code</summary>.*kept in view", body, re.DOTALL)
+
+
+@pytest.mark.parametrize("content", [None, b"not json", b"{}", b'{"cells": 3}'])
+def test_what_is_not_a_notebook_is_refused(tmp_path, content):
+    path = tmp_path / "n.ipynb"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*n\.ipynb, got"):
+        export_html(path, tmp_path / "n.html")
+    assert not (tmp_path / "n.html").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium command to open the page")
+def test_chromium_draws_the_figures_offline_and_runs_no_foreign_script(page, tmp_path):
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000",
+        "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert dom.count('class="main-svg"') >= 2
+    assert "<title>attacked" not in dom
+    assert "&lt;img src=x" in re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
