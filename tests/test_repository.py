@@ -1,0 +1,110 @@
+"""The repository keeps its own promises: layers, light import, one list of dependencies, stripped notebooks."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# A module may import only modules of an earlier line.
+LAYERS = (
+    "_version errors",
+    "files noise spectrum regularizers _head_inputs",
+    "store _head_training",
+    "records datasets networks heads recipes",
+    "backbones",
+    "_sgd",
+    "pretrain features",
+    "evaluate profiles",
+    "study look",
+    "plots",
+    "export parameters",
+    "batch doctor",
+    "cli",
+)
+ARRAYS_ONLY = ("noise", "spectrum", "regularizers")
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names of the nml_kit modules that the file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nml_kit"):
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nml_kit.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nml_kit").glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_imports_only_modules_above_it(path):
+    layer_of = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+    if path.stem == "__init__":
+        assert imported_modules(path) == set()
+        return
+    assert path.stem in layer_of, f"add {path.stem} to the layers"
+    above = {name for name, number in layer_of.items() if number < layer_of[path.stem]}
+    assert imported_modules(path) <= above
+
+
+@pytest.mark.parametrize("name", ARRAYS_ONLY)
+def test_array_modules_import_nothing_but_errors(name):
+    assert imported_modules(ROOT / "nml_kit" / f"{name}.py") <= {"errors"}
+
+
+def test_import_is_light_and_every_public_name_resolves():
+    code = (
+        "import sys, nml_kit; heavy = {'torch', 'sklearn', 'pandas', 'plotly', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy; "
+        "print([getattr(nml_kit, name).__name__ for name in nml_kit.__all__ if name[0] != '_'])"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "inject_label_noise" in listed
+    assert "NMTune" in listed
+
+
+def declared_dependencies() -> dict[str, str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    parsed = {}
+    for requirement in requirements:
+        match = re.fullmatch(r"([\w.-]+)(>=[\w.]+)", requirement)
+        assert match, f"{requirement}: a lower bound, nothing else"
+        parsed[CONDA_NAMES.get(match[1], match[1])] = match[2]
+    return parsed
+
+
+def test_conda_environment_declares_the_same_packages_and_bounds():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    packages = dict(re.fullmatch(r"([\w.-]+)(>=[\w.]+)", item).groups() for item in listed if ">=" in str(item))
+    assert packages.pop("python") == ">=3.11"
+    assert packages == declared_dependencies()
+    assert {"pip": ["-e ."]} in listed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_stripped_and_follow_the_conventions(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert cells[0]["cell_type"] == "markdown"
+    assert cells[1]["metadata"]["tags"] == ["parameters"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    for cell in code:
+        source = "".join(cell["source"])
+        assert len(source.splitlines()) <= 15, source
+        assert not re.search(r"^\s*(def|class) |open\(", source, re.MULTILINE), source
+
+
+def test_ci_and_readme_use_the_same_test_command():
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split("\n")
+    assert "make test" in commands
+    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
