@@ -35,8 +35,9 @@ REQUIRED_COLUMNS = ("label", "caption", "domain", "source", "id", "split")
 class Task:
     """A labelled data set whose row i is described by the i-th element of every array.
 
-    `ids` (N,) str, unique; `labels` (N,) int64 in 0..K−1; `class_names` K strings; `images` (N, H, W, 3)
-    uint8 or None for a text task; `captions`, `domains`, `splits` (N,) str, split "train" or "test".
+    `ids` (N,) str, unique; `labels` (N,) int64 in 0..K−1; `class_names` K strings; `captions`, `domains`, `splits`
+    (N,) str, split "train" or "test"; `image_data` pixels (N, H, W, 3) uint8, or encoded files (N,) of bytes, which
+    are decoded when pixels are asked for, or None for a text task.
     Raises InvalidInputError if lengths differ, an id repeats, or a label is outside 0..K−1.
 
     >>> import numpy as np
@@ -54,13 +55,13 @@ class Task:
     captions: NDArray[np.str_]
     domains: NDArray[np.str_]
     splits: NDArray[np.str_]
-    images: NDArray[np.uint8] | None = None
+    image_data: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         columns = {"labels": self.labels, "captions": self.captions, "domains": self.domains,
                    "splits": self.splits}  # fmt: skip
-        if self.images is not None:
-            columns["images"] = self.images
+        if self.image_data is not None:
+            columns["images"] = self.image_data
         for column, values in columns.items():
             if len(values) != len(self.ids):
                 raise InvalidInputError(
@@ -81,20 +82,28 @@ class Task:
         return len(self.class_names)
 
     @cached_property
+    def images(self) -> NDArray[np.uint8] | None:
+        """All pixels, uint8 RGB (N, H, W, 3), or None for a text task; DataFileError if a file does not decode."""
+        return None if self.image_data is None else self.inputs(slice(None))
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the ids and the inputs (pixels, or captions of a text task); labels are not part of it."""
-        inputs = self.captions if self.images is None else self.images
-        return fingerprint({"ids": self.ids, "inputs": inputs})
+        """Hash of the ids and the inputs (image data, or captions of a text task); labels are not part of it."""
+        inputs = self.captions if self.image_data is None else self.image_data
+        return fingerprint({"ids": self.ids, "inputs": list(inputs) if inputs.dtype == object else inputs})
 
     def inputs(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:
         """The model inputs of `rows`: uint8 images (n, H, W, 3), or captions (n,) of a text task."""
-        return self.captions[rows] if self.images is None else self.images[rows]
+        if self.image_data is None:
+            return self.captions[rows]
+        chosen = self.image_data[rows]
+        return _decode_images(chosen, self.ids[rows], self.name) if chosen.dtype == object else chosen
 
     def take(self, rows: NDArray[Any]) -> "Task":
         """The task restricted to `rows`, a boolean mask (N,) or integer positions."""
-        images = None if self.images is None else self.images[rows]
+        image_data = None if self.image_data is None else self.image_data[rows]
         return replace(self, ids=self.ids[rows], labels=self.labels[rows], captions=self.captions[rows],
-                       domains=self.domains[rows], splits=self.splits[rows], images=images)  # fmt: skip
+                       domains=self.domains[rows], splits=self.splits[rows], image_data=image_data)  # fmt: skip
 
     def select(self, *, split: str | None = None, domains: Sequence[str] | None = None) -> "Task":
         """The samples of one split and of some domains; an unknown name is an error.
@@ -162,7 +171,7 @@ def data_dir() -> Path:
 def load_task(name: str, *, root: str | Path | None = None) -> Task:
     """Load a shipped task by name, or any Parquet file in the same format by its path.
 
-    Images are decoded to uint8 RGB (N, H, W, 3). `root` replaces the directory of the shipped data.
+    Images are decoded when asked for. `root` replaces the directory of the shipped data.
     Raises UnknownNameError for an unregistered name, DataFileError if the file is missing, cut short or has
     other columns than `image`, `label`, `caption`, `domain`, `source`, `id`, `split`.
 
@@ -197,7 +206,7 @@ def read_parquet_task(path: Path) -> Task:
         captions=text["caption"],
         domains=text["domain"],
         splits=text["split"],
-        images=_decode_images(table, path) if "image" in table.column_names else None,
+        image_data=_encoded_images(table) if "image" in table.column_names else None,
     )
 
 
@@ -216,12 +225,22 @@ def _read_table(path: Path) -> pa.Table:
         ) from error
 
 
-def _decode_images(table: pa.Table, path: Path) -> NDArray[np.uint8]:
+def _encoded_images(table: pa.Table) -> NDArray[np.object_]:
     encoded = table["image"].combine_chunks().field("bytes").to_pylist()
+    column = np.empty(len(encoded), dtype=object)
+    column[:] = encoded
+    return column
+
+
+def _decode_images(encoded: NDArray[np.object_], ids: NDArray[np.str_], name: str) -> NDArray[np.uint8]:
     images = []
-    for sample_id, data in zip(table["id"].to_pylist(), encoded, strict=True):
+    for sample_id, data in zip(ids.tolist(), encoded, strict=True):
         try:
             images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
         except (OSError, TypeError) as error:
-            raise DataFileError(f"{path}: the image of sample {sample_id!r} does not decode: {error}.") from error
-    return np.stack(images)
+            raise DataFileError(
+                f"Task {name!r}: the image of sample {sample_id!r} does not decode: {error}."
+            ) from error
+    if len(sizes := {image.shape for image in images}) > 1:
+        raise DataFileError(f"Task {name!r}: expected images of one size, but got {sorted(sizes)}; resize them.")
+    return np.stack(images) if images else np.empty((0, 0, 0, 3), dtype=np.uint8)

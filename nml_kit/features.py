@@ -87,8 +87,6 @@ def extract_features(
     >>> features.values.shape[1], features.values.dtype
     (256, dtype('float32'))
     """
-    key = {"arrow": "features", "version": FEATURES_VERSION, "inputs": task.fingerprint, "dtype": dtype,
-           "backbone": backbone.key}  # fmt: skip
 
     def build(work: Path) -> dict[str, Any]:
         shards = _extract_shards(task, backbone, dtype, work, progress)
@@ -96,12 +94,24 @@ def extract_features(
         write_tensors(work / "entry" / "features.safetensors", {"values": values, "ids": _encoded(task.ids)})
         return {"task": task.name, "backbone": backbone.name, "shape": list(values.shape), "dtype": dtype}
 
-    entry = (store or Store()).get_or_build(FEATURES_KIND, key, build)
+    entry = (store or Store()).get_or_build(FEATURES_KIND, _features_key(task, backbone, dtype), build)
     tensors = entry.tensors("features.safetensors")
     if not np.array_equal(tensors["ids"], _encoded(task.ids)):
         raise CorruptEntryError(f"{entry.path}: expected the ids of task {task.name!r}, in order, but got others.")
     return Features(task.name, tensors["values"], task.ids, task.labels, task.class_names, task.domains, task.splits,
                     entry.digest)  # fmt: skip
+
+
+def is_extracted(
+    task: Task, backbone: Backbone, *, dtype: Literal["float16", "float32"] = "float32", store: Store
+) -> bool:
+    """Whether `extract_features` would find its result in the store."""
+    return store.find(FEATURES_KIND, _features_key(task, backbone, dtype)) is not None
+
+
+def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
+    return {"arrow": "features", "version": FEATURES_VERSION, "inputs": task.fingerprint, "dtype": dtype,
+            "backbone": backbone.key}  # fmt: skip
 
 
 def _extract_shards(task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool) -> list[Path]:

@@ -72,15 +72,6 @@ def pretrain(
     """
     recipe = resolve_recipe(recipe)
     train, test = task.select(split="train"), task.select(split="test")
-    if task.images is None or not np.array_equal(noise.clean, train.labels):
-        came = "a text task" if task.images is None else f"a noise record of {len(noise.clean)} other labels"
-        raise InvalidInputError(
-            f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train labels, but got "
-            f"{came}; make it by inject_label_noise(task.select(split='train').labels, …)."
-        )
-    key = {"arrow": "pretrain", "version": PRETRAIN_VERSION, "train": train.fingerprint, "test": test.fingerprint,
-           "test_labels": test.labels, "num_classes": task.num_classes, "noise": noise_fingerprint(noise),
-           "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
 
     def build(work: Path) -> dict[str, Any]:
         run, transform = _start(train, test, noise, recipe, seed)
@@ -89,8 +80,26 @@ def pretrain(
         return _card(task, noise, recipe, seed, transform) | {"history": run.history}
 
     store = store or Store()
-    entry = store.get_or_build(PRETRAINED_KIND, key, build)
+    entry = store.get_or_build(PRETRAINED_KIND, _pretraining_key(task, noise, recipe, seed), build)
     return load_backbone(f"nml:{entry.digest}", store=store)
+
+
+def is_pretrained(task: Task, noise: LabelNoise, *, recipe: str | Recipe, seed: int, store: Store) -> bool:
+    """Whether `pretrain` would find its result in the store."""
+    return store.find(PRETRAINED_KIND, _pretraining_key(task, noise, resolve_recipe(recipe), seed)) is not None
+
+
+def _pretraining_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> dict[str, Any]:
+    train, test = task.select(split="train"), task.select(split="test")
+    if task.image_data is None or not np.array_equal(noise.clean, train.labels):
+        came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other labels"
+        raise InvalidInputError(
+            f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train labels, but got "
+            f"{came}; make it by inject_label_noise(task.select(split='train').labels, …)."
+        )
+    return {"arrow": "pretrain", "version": PRETRAIN_VERSION, "train": train.fingerprint, "test": test.fingerprint,
+            "test_labels": test.labels, "num_classes": task.num_classes, "noise": noise_fingerprint(noise),
+            "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
 
 
 def _start(train: Task, test: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> tuple[_Run, ImageTransform]:

@@ -1,12 +1,13 @@
 """The study: every ratio and seed of a profile pre-trained, extracted, evaluated; all of it from the store if there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
@@ -25,10 +26,10 @@ from nml_kit.evaluate import (
     result_rows,
     sample_scores,
 )
-from nml_kit.features import Features, extract_features
+from nml_kit.features import Features, extract_features, is_extracted
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
 from nml_kit.noise import LabelNoise, inject_label_noise
-from nml_kit.pretrain import pretrain, standardising_transform
+from nml_kit.pretrain import is_pretrained, pretrain, standardising_transform
 from nml_kit.profiles import Profile
 from nml_kit.spectrum import cumulative_energy
 from nml_kit.store import Store
@@ -148,17 +149,19 @@ def run_study(
 ) -> Study:
     """Everything the profile asks for; what the store holds is read, what is missing is made, and kept.
 
-    Pre-training uses all cores, one network after the other; heads run in `jobs` processes (None: one per core).
-    Interrupted at any moment and called again, it goes on where it was.
+    Networks, then heads, run in `jobs` processes (None: one per core) of one thread each, so results do not depend on
+    `jobs`. Interrupted at any moment and called again, it goes on where it was.
     """
     store = store or Store()
-    plan = list(_plan(profile, methods, store, progress))
-    missing = [fit for _, fit in plan if not is_evaluated(fit.features, fit.fold, fit.head, store)]
-    if missing:
-        with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
-            done = Parallel(return_as="generator_unordered")(delayed(_fit)(fit, store) for fit in missing)
-            for _ in tqdm(done, "heads", len(missing), disable=not progress, leave=False):
-                pass
+    source, tasks = pretraining_task(profile), downstream_tasks(profile)
+    grid = [(RANDOM_BASELINE, profile.seeds[0])]  # one random network is enough to tell what pre-training adds
+    grid += [(ratio, seed) for ratio in profile.ratios for seed in profile.seeds]
+    networks = [(_extract, (profile, *origin, store)) for origin in grid
+                if not _is_extracted(profile, source, tasks, *origin, store)]  # fmt: skip
+    _in_parallel(networks, jobs, "networks" if progress else "")
+    plan = list(_plan(profile, source, tasks, grid, methods, store))
+    heads = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(fit.features, fit.fold, fit.head, store)]
+    _in_parallel(heads, jobs, "heads" if progress else "")
     runs = tuple(
         StudyRun(*origin, evaluate_fold(fit.features, fit.fold, fit.method, fit.head, store=store))
         for origin, fit in plan
@@ -175,24 +178,62 @@ class _Fit(NamedTuple):
     head: BaseEstimator
 
 
+def _in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
+    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
+    if not calls:
+        return
+    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
+        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
+        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
+            pass
+
+
+def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _extract(profile: Profile, ratio: float, seed: int, store: Store) -> None:
+    """Pre-train one network and extract the features of all downstream tasks into the store."""
+    backbone = pretrained_backbone(profile, pretraining_task(profile), ratio, seed, store=store, progress=False)
+    for task in downstream_tasks(profile).values():
+        extract_features(task, backbone, store=store, progress=False)
+
+
+def _is_extracted(
+    profile: Profile, source: Task, tasks: dict[str, Task], ratio: float, seed: int, store: Store
+) -> bool:
+    if not np.isnan(ratio):
+        noise = label_noise(profile, source, ratio, seed)
+        if not is_pretrained(source, noise, recipe=profile.recipe, seed=seed, store=store):
+            return False
+    backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=False)
+    return all(is_extracted(task, backbone, store=store) for task in tasks.values())
+
+
 def _fit(fit: _Fit, store: Store) -> None:
     """Fill the store; the result itself stays in the worker, the caller reads it from there."""
     evaluate_fold(fit.features, fit.fold, fit.method, fit.head, store=store)
 
 
 def _plan(
-    profile: Profile, methods: tuple[str, ...], store: Store, progress: bool
+    profile: Profile,
+    source: Task,
+    tasks: dict[str, Task],
+    grid: list[tuple[float, int]],
+    methods: tuple[str, ...],
+    store: Store,
 ) -> Iterator[tuple[tuple[float, int, str], _Fit]]:
-    """Pre-train and extract what is missing; yield (ratio, seed, backbone name) and the head to train, for each."""
-    source, tasks = pretraining_task(profile), downstream_tasks(profile)
+    """Yield (ratio, seed, backbone name) and the head to train, for each, on features that the store holds."""
     folds = list(study_folds(profile, tasks))
-    grid = [(RANDOM_BASELINE, profile.seeds[0])]  # one random network is enough to tell what pre-training adds
-    grid += [(ratio, seed) for ratio in profile.ratios for seed in profile.seeds]
-    for ratio, seed in tqdm(grid, "backbones", disable=not progress, leave=False):
-        backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=progress)
-        features = {
-            name: extract_features(task, backbone, store=store, progress=progress) for name, task in tasks.items()
-        }
+    for ratio, seed in grid:
+        backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=False)
+        features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
         for fold in folds:
             for method in methods:
                 fit = _Fit(features[fold.task], fold, method, make_head(method, profile, seed))

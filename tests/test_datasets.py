@@ -65,7 +65,7 @@ def test_missing_column_is_named(tmp_path):
 def test_image_that_does_not_decode_names_the_sample(tmp_path):
     write_parquet(tmp_path / "x.parquet", image_bytes=b"not a picture")
     with pytest.raises(DataFileError, match="image of sample 'a' does not decode"):
-        load_task(str(tmp_path / "x.parquet"))
+        load_task(str(tmp_path / "x.parquet")).inputs(slice(0, 1))
 
 
 def test_select_and_take_keep_rows_together(task):
@@ -133,5 +133,5 @@ def test_every_shipped_task_loads(name):
     task = load_task(name)
     assert len(task) > 500
     assert set(task.splits) == {"train", "test"}
-    assert (task.images is None) == (name == "emoji-text")
+    assert (task.image_data is None) == (name == "emoji-text")
     assert len(task.inputs(slice(0, 3))) == 3

@@ -61,7 +61,7 @@ def test_key_sees_weights_transform_dtype_and_pixels(task, backbone, store):
         (task, load_backbone("compact-resnet", seed=1), "float32"),
         (task, load_backbone("compact-resnet", seed=0, transform=ImageTransform(mean=(0.4,) * 3)), "float32"),
         (task, backbone, "float16"),
-        (dataclasses.replace(task, images=pixels), backbone, "float32"),
+        (dataclasses.replace(task, image_data=pixels), backbone, "float32"),
     ]
     digests = {extract(t, b, store, dtype=dtype).fingerprint for t, b, dtype in requests}
     assert len(digests) == len(requests)
