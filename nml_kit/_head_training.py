@@ -1,16 +1,19 @@
-"""The network of a head and its training loop: resident features, batches by index, gradients written in place."""
+"""The networks of heads and the loop that trains several of them side by side on resident features, by index."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from tqdm import tqdm
 
+from nml_kit._head_layers import StackedLinear, StackedTuner
 from nml_kit.errors import InvalidInputError
-from nml_kit.regularizers import Recipe, nmtune_terms
+from nml_kit.regularizers import Recipe, TermsOfHeads
 
 _INFERENCE_ROWS = 4096
 _DEFAULT_EPOCHS = 30  # the authors' commands
@@ -18,6 +21,9 @@ _DEFAULT_EPOCHS = 30  # the authors' commands
 # its random start: with 30 epochs on 150 samples (90 steps) a linear probe of iris has 6 to 60 % accuracy,
 # with 500 steps 85 to 95.
 _LEAST_STEPS = 500
+# Weights, gradients and AdamW's two moments of the heads that train together should stay in a last-level cache: side by
+# side, heads too large for it evict each other and are slower than one after the other.
+_BYTES_TOGETHER = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,28 @@ class TrainingSettings:
     weight_decay: float
     verbose: bool
 
+    def epochs_for(self, num_samples: int) -> int:
+        return self.epochs or max(_DEFAULT_EPOCHS, math.ceil(_LEAST_STEPS / len(self.bounds_for(num_samples))))
+
+    def bounds_for(self, num_samples: int) -> list[tuple[int, int]]:
+        """Start and stop of each batch; a last batch of one joins the one before.
+
+        One sample has no variance: BatchNorm fails on it and its covariance is undefined. Joining, unlike
+        dropping, keeps every sample in every epoch.
+        """
+        starts = list(range(0, num_samples, self.batch_size))
+        if len(starts) > 1 and num_samples - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], num_samples], strict=True))
+
 
 class HeadNetwork(nn.Module):
     """Tuner g (identity for a linear probe) and linear classifier: features F (M, D) → Z (M, D), logits (M, K)."""
 
-    def __init__(self, tuner: nn.Module, classifier: nn.Module) -> None:
+    def __init__(self, tuner: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
         self.tuner = tuner
         self.classifier = classifier
-        linear = [layer for layer in self.modules() if isinstance(layer, Linear)]
-        in_place = {id(parameter) for layer in linear for parameter in layer.parameters()}
-        self.accumulated = [p for p in self.parameters() if id(p) not in in_place]
 
     def forward(self, F: Tensor) -> tuple[Tensor, Tensor]:
         Z = self.tuner(F)
@@ -61,99 +78,160 @@ class ResidualTuner(nn.Module):
         return torch.addcmul(F, self.scale, self.mlp(F))
 
 
-class Linear(nn.Module):
-    """A linear layer that draws its weights from its own generator and writes its gradients in place.
-
-    torch.nn.Linear would draw from, and so change, the global random state.
-    """
-
-    def __init__(self, inputs: int, outputs: int, generator: torch.Generator, *, classifier: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        if classifier:
-            nn.init.kaiming_uniform_(self.weight, generator=generator)
-        else:
-            bound = 1 / math.sqrt(inputs)  # torch.nn.Linear's own initialisation
-            nn.init.uniform_(self.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _linear_in_place(x, self.weight, self.bias)
-
-
-class _LinearInPlace(torch.autograd.Function):
-    """x Wᵀ + b whose backward writes dW and db into the parameters' preallocated `.grad`.
-
-    Autograd would allocate a new weight-sized gradient each step, and a large one is mapped afresh by the
-    system every time: its page faults cost as much as the product. Writing (not adding) is right because each
-    layer is used once per step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: nn.Parameter) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.parameters = weight, bias
-        return torch.addmm(bias, x, weight.T)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None]:
-        (x,) = ctx.saved_tensors
-        weight, bias = ctx.parameters
-        weight.grad = torch.mm(grad_output.T, x, out=weight.grad)
-        bias.grad = torch.sum(grad_output, dim=0, out=bias.grad)
-        return (grad_output @ weight if ctx.needs_input_grad[0] else None), None, None
-
-
-_linear_in_place = _LinearInPlace.apply
-
-
 def build_network(
     num_features: int, num_classes: int, recipe: Recipe | None, hidden: int, generator: torch.Generator
 ) -> HeadNetwork:
     """Build the network of a head on the CPU; `recipe=None` means no tuner (a linear probe)."""
     tuner: nn.Module = nn.Identity()
     if recipe is not None:
-        first = Linear(num_features, hidden, generator)
-        last = Linear(hidden, num_features, generator)
+        first, last = _hidden_layer(num_features, hidden, generator), _hidden_layer(hidden, num_features, generator)
         if recipe == "paper":
             tuner = nn.Sequential(first, nn.ReLU(), last)
         else:
             tuner = ResidualTuner(nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last), num_features)
-    return HeadNetwork(tuner, Linear(num_features, num_classes, generator, classifier=True))
+    classifier = skip_init(nn.Linear, num_features, num_classes)
+    nn.init.kaiming_uniform_(classifier.weight, generator=generator)
+    nn.init.zeros_(classifier.bias)
+    return HeadNetwork(tuner, classifier)
 
 
-def train(
-    network: HeadNetwork, X: Tensor, codes: Tensor, settings: TrainingSettings, generator: torch.Generator
-) -> list[float]:
-    """Train in place with AdamW and a cosine to 0 per step; return the mean loss of each epoch.
+def _hidden_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A layer as torch.nn.Linear starts it, which itself would draw from, and so change, the global random state."""
+    layer = skip_init(nn.Linear, inputs, outputs)
+    bound = 1 / math.sqrt(inputs)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
 
-    X is (N, D) and codes int64 (N,) in 0 … K−1, both on the network's device. The order of each epoch is
-    drawn from `generator`, on the CPU.
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """A head to train: `rows` (n,) int64 of the features are its samples, `codes` (N,) int64 all labels in 0 … K−1.
+
+    The order of its samples in each epoch is drawn from `order_seed`.
     """
-    bounds = _batch_bounds(len(X), settings.batch_size)
-    epochs = settings.epochs or max(_DEFAULT_EPOCHS, math.ceil(_LEAST_STEPS / len(bounds)))
-    optimizer = _optimizer(network, settings)
-    batches = _batches(X, codes, bounds, generator)
-    network.train()
-    loss_curve: list[float] = []
-    for epoch in tqdm(range(epochs), disable=not settings.verbose, unit="epoch"):
-        loss_sum = X.new_zeros(())
+
+    network: HeadNetwork
+    settings: TrainingSettings
+    rows: Tensor
+    codes: Tensor
+    order_seed: int
+
+    @property
+    def kind(self) -> Hashable:
+        """What heads must have in common to be trained side by side."""
+        shapes = tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters())
+        size = len(self.rows), self.settings.batch_size, self.settings.epochs_for(len(self.rows))
+        return shapes, self.settings.recipe, size, id(self.codes)
+
+    @property
+    def bytes(self) -> int:
+        return 4 * sum(value.numel() * value.element_size() for value in self.network.parameters())
+
+
+def train(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
+    """Train networks in place with AdamW and a cosine to 0 per step; return the mean losses of each one's epochs.
+
+    X is (N, D) on the networks' device. Those of one kind train side by side, with the results that each would have
+    alone but for rounding. Raises InvalidInputError if one diverges.
+    """
+    curves: list[list[float]] = [[] for _ in trainees]
+    for positions in _side_by_side(trainees):
+        for position, curve in zip(positions, _train_stack([trainees[p] for p in positions], X), strict=True):
+            curves[position] = curve
+    return curves
+
+
+def _side_by_side(trainees: Sequence[Trainee]) -> Iterator[list[int]]:
+    """Yield the positions of those that train together: first those that also see the same batches, then others."""
+    same_batches: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for position, trainee in enumerate(trainees):
+        same_batches[trainee.kind, trainee.order_seed, id(trainee.rows)].append(position)
+    groups = [positions for positions in same_batches.values() if len(positions) > 1]
+    alone: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for positions in same_batches.values():
+        if len(positions) == 1:
+            alone[trainees[positions[0]].kind] += positions
+    for group in [*groups, *alone.values()]:
+        # Sorted, so that heads with terms, and heads of one learning rate, are slices of the stack.
+        group.sort(key=lambda position: _rank(trainees[position].settings))
+        size = max(1, _BYTES_TOGETHER // trainees[group[0]].bytes)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _rank(settings: TrainingSettings) -> tuple[bool, float, float]:
+    return any(settings.term_weights), settings.learning_rate, settings.weight_decay
+
+
+class _Stack:
+    """The networks of H heads as stacked layers."""
+
+    def __init__(self, trainees: Sequence[Trainee]) -> None:
+        networks = [trainee.network for trainee in trainees]
+        settings = [trainee.settings for trainee in trainees]
+        self._recipe = settings[0].recipe
+        has_tuner = not isinstance(networks[0].tuner, nn.Identity)
+        self._tuner = StackedTuner([network.tuner for network in networks]) if has_tuner else None
+        self._classifier = StackedLinear([network.classifier for network in networks])
+        self.parameters = [*self._classifier.parameters, *(self._tuner.parameters if self._tuner else [])]
+        self._with_terms = slice(sum(not any(one.term_weights) for one in settings), None)
+        device = self._classifier.parameters[0].value.device
+        weights = torch.tensor([one.term_weights for one in settings], dtype=torch.float64, device=device)
+        self._term_weights = weights[self._with_terms].T
+        self._minus_one = self._classifier.parameters[0].value.new_full((1, 1, 1), -1.0)
+
+    def loss_and_gradients(self, F: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (H,) on a batch F (H or 1, M, D), y (H or 1, M, 1) and write all gradients in place."""
+        Z = self._tuner.forward(F) if self._tuner else F
+        log_probability = torch.log_softmax(self._classifier.forward(Z), dim=2)
+        target = y.expand(len(log_probability), -1, -1)
+        loss = log_probability.gather(2, target).mean(dim=(1, 2)).neg_()
+        gradient = log_probability.exp_().scatter_add_(2, target, self._minus_one.expand(target.shape))
+        gradient /= y.shape[1]
+        z_gradient = self._classifier.backward(gradient, wants_inputs=self._tuner is not None)
+        if self._tuner and z_gradient is not None:
+            if self._term_weights.numel():
+                self._add_terms(Z, F, loss, z_gradient)
+            self._tuner.backward(z_gradient)
+        return loss
+
+    def _add_terms(self, Z: Tensor, F: Tensor, loss: Tensor, z_gradient: Tensor) -> None:
+        chosen = self._with_terms
+        terms = TermsOfHeads(Z[chosen], F if len(F) == 1 else F[chosen], self._recipe)
+        loss[chosen] += (self._term_weights * terms.values).sum(dim=0)
+        z_gradient[chosen] += terms.z_gradient(self._term_weights)
+
+
+def _train_stack(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
+    settings, num_samples = trainees[0].settings, len(trainees[0].rows)
+    bounds, epochs = settings.bounds_for(num_samples), settings.epochs_for(num_samples)
+    stack = _Stack(trainees)
+    optimizer = _optimizer(stack, [trainee.settings for trainee in trainees])
+    batches = _batches(trainees, X, bounds)
+    curves = []
+    for epoch in tqdm(range(epochs), disable=not any(one.settings.verbose for one in trainees), unit="epoch"):
+        loss_sum = X.new_zeros(len(trainees))
         for step in range(len(bounds)):
-            progress = (epoch + step / len(bounds)) / epochs
-            rate = settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
             F, y = next(batches)
-            loss_sum += _step(network, optimizer, F, y, rate, settings) * len(y)
-        loss_curve.append(loss_sum.item() / len(X))
-        if not math.isfinite(loss_curve[-1]):
+            loss_sum += stack.loss_and_gradients(F, y) * y.shape[1]
+            share = (1 + math.cos(math.pi * (epoch + step / len(bounds)) / epochs)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * share
+            optimizer.step()
+        curves.append((loss_sum / num_samples).tolist())
+        _require_finite(curves[-1], trainees, epoch, epochs)
+    for parameter in stack.parameters:
+        parameter.write_back()
+    return [list(curve) for curve in zip(*curves, strict=True)]
+
+
+def _require_finite(losses: list[float], trainees: Sequence[Trainee], epoch: int, epochs: int) -> None:
+    for loss, trainee in zip(losses, trainees, strict=True):
+        if not math.isfinite(loss):
             raise InvalidInputError(
-                f"Expected a finite loss, got {loss_curve[-1]} in epoch {epoch + 1} of {epochs}: "
-                f"training diverged. Lower learning_rate (now {settings.learning_rate:g}) or scale the features."
+                f"Expected a finite loss, got {loss} in epoch {epoch + 1} of {epochs}: training diverged. Lower "
+                f"learning_rate (now {trainee.settings.learning_rate:g}) or scale the features."
             )
-    network.eval()
-    for parameter in network.parameters():
-        parameter.grad = None
-    return loss_curve
 
 
 @torch.no_grad()
@@ -162,60 +240,41 @@ def infer(part: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
     return torch.cat([part(block.double()).cpu() for block in X.split(_INFERENCE_ROWS)])
 
 
-def _step(
-    network: HeadNetwork,
-    optimizer: torch.optim.Optimizer,
-    F: Tensor,
-    y: Tensor,
-    rate: float,
-    settings: TrainingSettings,
-) -> Tensor:
-    Z, logits = network(F)
-    loss = nn.functional.cross_entropy(logits, y)
-    if any(settings.term_weights):
-        terms = nmtune_terms(Z, F, recipe=settings.recipe)
-        for weight, term in zip(settings.term_weights, terms, strict=True):
-            loss = loss + weight * term
-    for parameter in network.accumulated:
-        parameter.grad = None
-    loss.backward()
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.step()
-    return loss.detach()
+def _batches(trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield F (H, M, D) and y (H, M, 1) for ever, in a new order each epoch, in two buffers that are used again.
 
-
-def _batches(
-    X: Tensor, codes: Tensor, bounds: list[tuple[int, int]], generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (F, y) batches for ever, in a new order each epoch, in two buffers that are used again."""
-    largest = max(stop - start for start, stop in bounds)
+    Where all heads see the same batches there is one for all of them: F (1, M, D) and y (1, M, 1).
+    """
+    orders = {(trainee.order_seed, id(trainee.rows)): trainee for trainee in trainees}
+    distinct = list(orders.values()) if len(orders) == 1 else list(trainees)
+    generators = [torch.Generator().manual_seed(trainee.order_seed) for trainee in distinct]
+    codes, count = trainees[0].codes, len(distinct)
+    largest = count * max(stop - start for start, stop in bounds)
     features, targets = X.new_empty(largest, X.shape[1]), codes.new_empty(largest)
     while True:
-        order = torch.randperm(len(X), generator=generator).to(X.device)
+        drawn = [
+            one.rows[torch.randperm(len(one.rows), generator=generator).to(X.device)]
+            for one, generator in zip(distinct, generators, strict=True)
+        ]
+        order = torch.stack(drawn)
         for start, stop in bounds:
-            index = order[start:stop]
-            yield (
-                torch.index_select(X, 0, index, out=features[: len(index)]),
-                torch.index_select(codes, 0, index, out=targets[: len(index)]),
-            )
+            index = order[:, start:stop].reshape(-1)
+            F = torch.index_select(X, 0, index, out=features[: len(index)])
+            y = torch.index_select(codes, 0, index, out=targets[: len(index)])
+            yield F.view(count, stop - start, -1), y.view(count, stop - start, 1)
 
 
-def _batch_bounds(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Start and stop of each batch; a last batch of one joins the one before.
-
-    One sample has no variance: BatchNorm fails on it and its covariance is undefined. Joining, unlike
-    dropping, keeps every sample in every epoch.
-    """
-    starts = list(range(0, num_samples, batch_size))
-    if len(starts) > 1 and num_samples - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], num_samples], strict=True))
-
-
-def _optimizer(network: HeadNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+def _optimizer(stack: _Stack, settings: list[TrainingSettings]) -> torch.optim.Optimizer:
+    """AdamW on slices of the stack, one for each learning rate and weight decay."""
+    groups, start = [], 0
+    for (rate, decay), members in groupby(settings, lambda one: (one.learning_rate, one.weight_decay)):
+        stop = start + len(list(members))
+        parameters = []
+        for stacked in stack.parameters:
+            parameter = nn.Parameter(stacked.value[start:stop])
+            parameter.grad = stacked.gradient[start:stop]
+            parameters.append(parameter)
+        groups.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+        start = stop
     # The fused step is several times faster than the default, on a CPU too.
-    return torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(groups, fused=True)

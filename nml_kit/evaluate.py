@@ -1,14 +1,14 @@
-"""Downstream evaluation of frozen features: ID and OOD protocols, tidy rows, paired bootstrap intervals."""
+"""Downstream evaluation of frozen features: ID and OOD protocols, heads fitted and tested once, tidy rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -16,11 +16,12 @@ from nml_kit._version import __version__
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
 from nml_kit.files import replacing, write_tensors
+from nml_kit.heads import LinearProbe, MLPTune, fit_heads
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy, singular_values
 from nml_kit.store import Store, fingerprint
 
 # Raised whenever the same request would give other predictions or spectra.
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 EVALUATION_KIND = "evaluation"
 RESULT_COLUMNS = (
     "experiment", "profile", "backbone", "ratio", "objective", "seed", "task", "protocol", "train_domain",
@@ -98,33 +99,53 @@ def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[s
 
 
 def evaluate_fold(
-    features: Features, fold: Fold, method: str, head: BaseEstimator, *, store: Store | None = None
-) -> Evaluation:
-    """Fit `head` on the fold's train samples and predict its test samples once: read from the store, or computed.
+    features: Features, fold: Fold, heads: Mapping[str, BaseEstimator], *, store: Store | None = None
+) -> list[Evaluation]:
+    """Fit each head, named by its method, on the fold's train samples and predict its test samples once.
 
-    The test split takes no part in fitting. Raises UnknownNameError if the fold names an unknown domain.
+    What the store holds is read; if a head is missing, all of them are fitted together (`fit_heads`), so that a result
+    never depends on which others were there. A head is any scikit-learn classifier. The test split takes no part in
+    fitting. Raises UnknownNameError if the fold names an unknown domain.
     """
     test = features.select(split="test", domains=fold.test_domains)
 
-    def build(work: Path) -> dict[str, Any]:
+    @cache
+    def fitted() -> dict[str, BaseEstimator]:
         train = features.select(split="train", domains=fold.train_domains)
-        fitted = clone(head).fit(train.values, train.labels)
-        represented = fitted.transform(test.values) if hasattr(fitted, "transform") else test.values
-        arrays = {"predictions": fitted.predict(test.values), "singular_values": singular_values(represented)}
-        write_tensors(work / "entry" / "evaluation.safetensors", arrays)
-        return {"task": fold.task, "protocol": fold.protocol, "method": method, "train_samples": len(train)}
+        return _fit_all(heads, train)
 
-    entry = (store or Store()).get_or_build(EVALUATION_KIND, _evaluation_key(features, fold, head), build)
-    arrays = entry.tensors("evaluation.safetensors")
-    settings_hash = fingerprint(_settings(head))[:12]
-    return Evaluation(
-        fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"], settings_hash
-    )
+    def evaluate(method: str) -> Evaluation:
+        def build(work: Path) -> dict[str, Any]:
+            head = fitted()[method]
+            represented = head.transform(test.values) if hasattr(head, "transform") else test.values
+            arrays = {"predictions": head.predict(test.values), "singular_values": singular_values(represented)}
+            write_tensors(work / "entry" / "evaluation.safetensors", arrays)
+            return {"task": fold.task, "protocol": fold.protocol, "method": method}
+
+        key = _evaluation_key(features, fold, heads[method])
+        arrays = (store or Store()).get_or_build(EVALUATION_KIND, key, build).tensors("evaluation.safetensors")
+        settings_hash = fingerprint(_settings(heads[method]))[:12]
+        return Evaluation(
+            fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"], settings_hash
+        )
+
+    return [evaluate(method) for method in heads]
 
 
-def is_evaluated(features: Features, fold: Fold, head: BaseEstimator, store: Store) -> bool:
-    """Whether `evaluate_fold` would find its result in the store."""
-    return store.find(EVALUATION_KIND, _evaluation_key(features, fold, head)) is not None
+def _fit_all(heads: Mapping[str, BaseEstimator], train: Features) -> dict[str, BaseEstimator]:
+    """Our own heads in one pass, others one by one."""
+    own = {method: head for method, head in heads.items() if isinstance(head, LinearProbe | MLPTune)}
+    fitted = dict(zip(own, fit_heads(train.values, train.labels, own.values()), strict=True))
+    others = {
+        method: clone(head).fit(train.values, train.labels) for method, head in heads.items() if method not in own
+    }
+    return fitted | others
+
+
+def is_evaluated(features: Features, fold: Fold, heads: Mapping[str, BaseEstimator], store: Store) -> bool:
+    """Whether `evaluate_fold` would find all its results in the store."""
+    keys = (_evaluation_key(features, fold, head) for head in heads.values())
+    return all(store.find(EVALUATION_KIND, key) is not None for key in keys)
 
 
 def _evaluation_key(features: Features, fold: Fold, head: BaseEstimator) -> dict[str, Any]:
@@ -166,112 +187,6 @@ def sample_scores(evaluation: Evaluation, **context: Any) -> pd.DataFrame:
     fold = evaluation.fold
     columns = {"task": fold.task, "protocol": fold.protocol, "method": evaluation.method, **context}
     return pd.DataFrame({**columns, "sample": evaluation.ids, "correct": evaluation.correct})
-
-
-def bootstrap_mean(
-    blocks: Sequence[NDArray[np.float64]], *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over blocks of each block's mean, with a 95 % percentile bootstrap interval: (mean, low, high).
-
-    A block is a (seeds, samples) array, one per task. Seeds are resampled jointly for all blocks, samples within
-    each block, independently of each other, so the interval covers both sources of chance; with a single seed it
-    covers samples only. With few seeds such intervals tend to be too narrow.
-    Raises InvalidInputError if the blocks differ in seeds, are empty, or hold NaN.
-
-    >>> bootstrap_mean([np.ones((3, 10))])
-    (1.0, 1.0, 1.0)
-    """
-    seeds = {len(block) for block in blocks}
-    if len(seeds) != 1 or any(block.size == 0 or np.isnan(block).any() for block in blocks):
-        raise InvalidInputError(
-            "Expected blocks (seeds, samples) with the same seeds and no missing value, but got shapes "
-            f"{[block.shape for block in blocks]}; compare runs on the same seeds and samples."
-        )
-    mean = float(np.mean([block.mean() for block in blocks]))
-    spread = np.concatenate([block.ravel() for block in blocks])
-    if np.ptp(spread) == 0:
-        return mean, mean, mean
-
-    def statistic(seed_rows: NDArray[np.intp], *columns: NDArray[np.intp], axis: int) -> NDArray[np.float64]:
-        picked = [
-            np.take_along_axis(_rows_mean(block, seed_rows), chosen, axis=-1).mean(axis=axis)
-            for block, chosen in zip(blocks, columns, strict=True)
-        ]
-        return np.mean(picked, axis=0)
-
-    count = seeds.pop()
-    data = [np.arange(max(count, 2)) % count, *(np.arange(block.shape[1]) for block in blocks)]
-    result = bootstrap(data, statistic, n_resamples=resamples, batch=200, method="percentile", vectorized=True,
-                       rng=np.random.default_rng(seed))  # fmt: skip
-    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _rows_mean(block: NDArray[np.float64], seed_rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Mean over the resampled seeds: (…, seeds) positions → (…, samples), as one product with their counts."""
-    counts = (seed_rows[..., None] == np.arange(len(block))).mean(axis=-2)
-    return counts @ block
-
-
-def accuracy_intervals(
-    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol", "method", "ratio"), *, seed: int = 0
-) -> pd.DataFrame:
-    """Accuracy (fraction) with its 95 % interval for each group of `by`; several tasks in a group weigh equally.
-
-    `samples` has the columns of `sample_scores` with `ratio` and `seed`. Columns: by…, mean, low, high, seeds, n.
-    """
-    return _intervals(samples, "correct", list(by), seed)
-
-
-def paired_differences(
-    samples: pd.DataFrame, of: str, baseline: Any, by: Sequence[str], *, seed: int = 0
-) -> pd.DataFrame:
-    """Accuracy of each value of column `of` minus that of `baseline`, on the same seeds and samples, with intervals.
-
-    `of` is "method" (baseline "LP") or "ratio" (baseline 0.0); `by` are the groups. Columns: by…, of, mean, low, high.
-    Raises InvalidInputError if the baseline does not occur, or its seeds and samples are not those of the others.
-    """
-    pairs = ["task", "protocol", "method", "ratio", "seed", "sample"]
-    pairs.remove(of)
-    reference = samples.loc[samples[of] == baseline].set_index(pairs)["correct"].astype(float)
-    if reference.empty:
-        raise InvalidInputError(f"Expected rows with {of} = {baseline!r} to compare with, but there are none.")
-    others = samples.loc[(samples[of] != baseline) & samples[of].notna()]
-    matched = reference.reindex(others.set_index(pairs).index).to_numpy()
-    if np.isnan(matched).any():
-        raise InvalidInputError(
-            f"Expected the seeds and samples of {of} = {baseline!r} to be those of the others, but "
-            f"{int(np.isnan(matched).sum())} of {len(matched)} rows have no partner; compare runs of one study."
-        )
-    difference = others["correct"].to_numpy(float) - matched
-    return _intervals(others.assign(difference=difference), "difference", [*by, of], seed)
-
-
-def _intervals(samples: pd.DataFrame, column: str, by: list[str], seed: int) -> pd.DataFrame:
-    rows = []
-    for group, part in samples.groupby(by, dropna=False, sort=True):
-        blocks = [
-            task.pivot_table(index="seed", columns="sample", values=column, aggfunc="mean").to_numpy(float)
-            for _, task in part.groupby(["task", "protocol"])
-        ]
-        mean, low, high = bootstrap_mean(blocks, seed=seed)
-        size = sum(block.shape[1] for block in blocks)
-        rows.append((*group, mean, low, high, len(blocks[0]), size))
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n"])
-
-
-def change_in_words(mean: float, low: float, high: float) -> str:
-    """A difference with its 95 % interval as a phrase that claims no more than the interval does.
-
-    >>> change_in_words(-0.031, -0.042, -0.020)
-    'falls by 0.031 [0.020, 0.042]'
-    >>> change_in_words(0.004, -0.003, 0.011)
-    'shows no clear change (+0.004 [-0.003, +0.011])'
-    """
-    if low > 0:
-        return f"rises by {mean:.3f} [{low:.3f}, {high:.3f}]"
-    if high < 0:
-        return f"falls by {-mean:.3f} [{-high:.3f}, {-low:.3f}]"
-    return f"shows no clear change ({mean:+.3f} [{low:+.3f}, {high:+.3f}])"
 
 
 def write_results(run_dir: str | Path, **tables: pd.DataFrame) -> list[Path]:

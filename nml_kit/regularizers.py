@@ -53,111 +53,131 @@ def nmtune_terms(Z: Tensor, F: Tensor, *, recipe: Recipe = "paper") -> tuple[Ten
     (0.0, 4.0, -0.5)
     """
     _validate(Z, F, recipe)
-    mse, cov, svd = _Terms.apply(Z, F, _LEADING_VALUES[recipe])
-    return (mse / Z.shape[1] if recipe == "reference" else mse), cov, svd
+    mse, cov, svd = _Terms.apply(Z, F, recipe)
+    return mse, cov, svd
 
 
 class _Terms(torch.autograd.Function):
-    """The three terms from one Gram matrix of the smaller side, with the gradient written out.
-
-    Autograd through an SVD, or through √λ, divides by differences of singular values or by zero: duplicated,
-    low-rank and collapsed batches give NaN. The terms need neither: they depend on σ only through Σσ and the
-    leading values, whose derivative is U diag(h) Vᵀ = U diag(h/σ) Uᵀ Z = Z V diag(h/σ) Vᵀ with h = ∂svd/∂σ.
-    """
+    """The three terms of one batch, whose gradient is written out in `TermsOfHeads`."""
 
     @staticmethod
-    def forward(ctx: Any, Z: Tensor, F: Tensor, leading: int) -> tuple[Tensor, Tensor, Tensor]:
-        Z64, F64 = Z.double(), F.double()
-        mean = Z64.mean(dim=0)
-        centred = Z64 - mean
-        ctx.wide = Z.shape[0] < Z.shape[1]
-        gram_centred, gram = (_gram_of_rows if ctx.wide else _gram_of_columns)(centred, mean)
-        cov, cov_slope, column_energy = _decorrelation(gram_centred, centred, ctx.wide)
-        z_unit, z_norm = _normalise_rows(Z64)
-        f_unit, f_norm = _normalise_rows(F64)
-        mse = (f_unit - z_unit).square().sum(dim=1).mean()
-        # eigh turns NaN into NaN silently; every entry of Z enters the trace, squared, and every one of F the
-        # mse.
-        if not torch.isfinite(gram.trace() + mse):
-            raise InvalidInputError(_NOT_FINITE)
-        svd, svd_slope = _leading_share(gram, leading)
-        ctx.save_for_backward(centred, mean, cov_slope, column_energy, svd_slope, z_unit, z_norm, f_unit, f_norm)
+    def forward(ctx: Any, Z: Tensor, F: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
+        ctx.terms = TermsOfHeads(Z[None], F[None], recipe)
         ctx.dtypes = Z.dtype, F.dtype
-        dtype = torch.promote_types(Z.dtype, torch.float32)
-        return mse.to(dtype), cov.to(dtype), svd.to(dtype)
+        return ctx.terms.values[:, 0].to(torch.promote_types(Z.dtype, torch.float32)).unbind()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_mse: Tensor, g_cov: Tensor, g_svd: Tensor) -> tuple[Tensor | None, ...]:
-        centred, mean, cov_slope, column_energy, svd_slope, z_unit, z_norm, f_unit, f_norm = ctx.saved_tensors
-        spread = g_svd.double() * svd_slope
-        kernel = spread + g_cov.double() * cov_slope
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        stacked = torch.stack(weights).double()[:, None]
+        grad_Z = ctx.terms.z_gradient(stacked)[0].to(ctx.dtypes[0])
+        grad_F = ctx.terms.f_gradient(stacked)[0].to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return grad_Z, grad_F, None
+
+
+class TermsOfHeads:
+    """The terms of H heads at once, Z (H, M, D) with F (H or 1, M, D), and their gradient without autograd.
+
+    `values` is float64 (3, H): mse, cov, svd as in `nmtune_terms`, with the same promises and errors. Autograd through
+    an SVD, or through √λ, divides by differences of singular values or by zero: duplicated, low-rank and collapsed
+    batches give NaN. The terms need neither: they depend on σ only through Σσ and the leading values, whose derivative
+    is U diag(h) Vᵀ = U diag(h/σ) Uᵀ Z = Z V diag(h/σ) Vᵀ with h = ∂svd/∂σ. One Gram matrix of the smaller side serves
+    cov and svd.
+    """
+
+    def __init__(self, Z: Tensor, F: Tensor, recipe: Recipe) -> None:
+        Z, F = Z.double(), F.double()
+        self._mean = Z.mean(dim=1, keepdim=True)
+        self._centred = Z - self._mean
+        self._wide = Z.shape[1] < Z.shape[2]
+        gram_centred, gram = (_gram_of_rows if self._wide else _gram_of_columns)(self._centred, self._mean)
+        cov, self._cov_slope, self._column_energy = _decorrelation(gram_centred, self._centred, self._wide)
+        self._z_unit, self._z_norm = _normalise_rows(Z)
+        self._f_unit, self._f_norm = _normalise_rows(F)
+        # The reference recipe averages over features too.
+        self._mse_share = 1.0 / (Z.shape[1] * (Z.shape[2] if recipe == "reference" else 1))
+        mse = (self._f_unit - self._z_unit).square_().sum(dim=(1, 2)) * self._mse_share
+        # eigh turns NaN into NaN silently; every entry of Z enters the trace, squared, and every one of F the mse.
+        if not torch.isfinite(gram.diagonal(dim1=1, dim2=2).sum(dim=1) + mse).all():
+            raise InvalidInputError(_NOT_FINITE)
+        svd, self._svd_slope = _leading_share(gram, _LEADING_VALUES[recipe])
+        self.values = torch.stack([mse, cov, svd])
+
+    def z_gradient(self, weights: Tensor) -> Tensor:
+        """Gradient of Σ weights · terms with respect to Z, float64 (H, M, D); weights are float64 (3, H)."""
+        mse_weight, cov_weight, svd_weight = weights[:, :, None, None]
+        spread = svd_weight * self._svd_slope
+        kernel = torch.addcmul(spread, cov_weight, self._cov_slope)
         # Z = Z_c + 1·μᵀ: the svd part acts on Z, the cov part on Z_c, so one product with Z_c serves both.
-        if ctx.wide:
-            grad_Z = torch.addmm(torch.outer(spread.sum(dim=1), mean), kernel, centred)
-            grad_Z -= centred * (g_cov.double() * column_energy)
+        if self._wide:
+            gradient = torch.baddbmm(spread.sum(dim=2, keepdim=True) * self._mean, kernel, self._centred)
+            gradient.addcmul_(self._centred, cov_weight * self._column_energy, value=-1)
         else:
-            grad_Z = torch.addmm(mean @ spread, centred, kernel)
-        # ∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂), and the same with the roles exchanged for f.
-        step = g_mse.double() * (2.0 / len(centred))
-        cosine = (z_unit * f_unit).sum(dim=1, keepdim=True)
-        grad_Z += (cosine * z_unit - f_unit) * (step * z_norm)
-        grad_F = None
-        if ctx.needs_input_grad[1]:
-            grad_F = ((cosine * f_unit - z_unit) * (step * f_norm)).to(ctx.dtypes[1])
-        return grad_Z.to(ctx.dtypes[0]), grad_F, None
+            gradient = torch.baddbmm(self._mean @ spread, self._centred, kernel)
+        gradient += self._pull(mse_weight, self._z_unit, self._f_unit, self._z_norm)
+        return gradient
+
+    def f_gradient(self, weights: Tensor) -> Tensor:
+        """Gradient with respect to F, float64 (H, M, D): only mse depends on it."""
+        return self._pull(weights[0, :, None, None], self._f_unit, self._z_unit, self._f_norm)
+
+    def _pull(self, weight: Tensor, own: Tensor, other: Tensor, own_norm: Tensor) -> Tensor:
+        """∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂), and the same with the roles exchanged for f."""
+        cosine = (own * other).sum(dim=2, keepdim=True)
+        return torch.addcmul(-other, cosine, own).mul_(weight * (2.0 * self._mse_share) * own_norm)
 
 
 def _gram_of_rows(centred: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, M) Gram matrices Z_c Z_cᵀ and Z Zᵀ; the second is the first plus rank-one terms of the mean."""
-    gram_centred = centred @ centred.T
-    along_mean = centred @ mean
-    return gram_centred, gram_centred + along_mean[:, None] + along_mean[None, :] + mean @ mean
+    """(H, M, M) Gram matrices Z_c Z_cᵀ and Z Zᵀ; the second is the first plus rank-one terms of the mean."""
+    gram_centred = centred @ centred.mT
+    along_mean = centred @ mean.mT
+    return gram_centred, gram_centred + (along_mean + along_mean.mT) + mean @ mean.mT
 
 
 def _gram_of_columns(centred: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, D) Gram matrices Z_cᵀ Z_c and Zᵀ Z; the second is the first plus M·μμᵀ."""
-    gram_centred = centred.T @ centred
-    return gram_centred, torch.addr(gram_centred, mean, mean, alpha=len(centred))
+    """(H, D, D) Gram matrices Z_cᵀ Z_c and Zᵀ Z; the second is the first plus M·μμᵀ."""
+    gram_centred = centred.mT @ centred
+    return gram_centred, torch.baddbmm(gram_centred, mean.mT, mean, alpha=centred.shape[1])
 
 
 def _decorrelation(gram_centred: Tensor, centred: Tensor, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return cov, the factor of Z_c in its gradient, and the factor of each column (wide batches only).
+    """Return cov (H,), the factor of Z_c in its gradient, and the factor of each column (wide batches only).
 
     ‖C‖²_F is ‖Z_c Z_cᵀ‖²_F / (M − 1)², so a wide batch never forms the D×D covariance. The gradient is
     4 / (D (M − 1)²) · (Z_c Z_cᵀ Z_c − Z_c diag(q)), q the squared norms of the columns of Z_c.
     """
-    M, D = centred.shape
+    _, M, D = centred.shape
     denominator = D * max(M - 1, 1) ** 2
     if wide:
-        column_energy = centred.square().sum(dim=0)
-        cov = (gram_centred.square().sum() - column_energy.square().sum()).clamp_min(0.0) / denominator
+        column_energy = centred.square().sum(dim=1, keepdim=True)
+        total = gram_centred.square().sum(dim=(1, 2)) - column_energy.square().sum(dim=(1, 2))
+        cov = total.clamp_min_(0.0) / denominator
     else:
         column_energy = gram_centred.new_empty(0)
-        gram_centred = gram_centred - torch.diag(gram_centred.diagonal())
-        cov = gram_centred.square().sum() / denominator
+        gram_centred = gram_centred - torch.diag_embed(gram_centred.diagonal(dim1=1, dim2=2))
+        cov = gram_centred.square().sum(dim=(1, 2)) / denominator
     return cov, gram_centred * (4.0 / denominator), column_energy * (4.0 / denominator)
 
 
 def _leading_share(gram: Tensor, leading: int) -> tuple[Tensor, Tensor]:
-    """Return svd = −mean(σ₁…σ_k) / Σσ and the symmetric factor of Z in its gradient."""
+    """Return svd = −mean(σ₁…σ_k) / Σσ (H,) and the symmetric factor of Z in its gradient."""
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    size = len(eigenvalues)
-    smallest = torch.finfo(gram.dtype).eps * size * eigenvalues[-1]
-    kept = eigenvalues > smallest.clamp_min(0.0)
-    sigma = torch.where(kept, eigenvalues, 0.0).sqrt()
+    size = gram.shape[-1]
     count = min(leading, size)
-    total = sigma.sum().clamp_min(torch.finfo(gram.dtype).tiny)
-    share = sigma[-count:].mean() / total
-    slope = (share / total).repeat(size)
-    slope[-count:] -= 1.0 / (count * total)
+    smallest = (torch.finfo(gram.dtype).eps * size) * eigenvalues[:, -1:]
+    kept = eigenvalues > smallest.clamp_min_(0.0)
+    sigma = torch.where(kept, eigenvalues, 0.0).sqrt_()
+    total = sigma.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(gram.dtype).tiny)
+    share = sigma[:, -count:].mean(dim=1, keepdim=True) / total
+    slope = (share / total).repeat(1, size)
+    slope[:, -count:] -= 1.0 / (count * total)
     ratio = torch.where(kept, slope / torch.where(kept, sigma, 1.0), 0.0)
-    return -share, (vectors * ratio) @ vectors.T
+    return -share[:, 0], (vectors * ratio[:, None, :]) @ vectors.mT
 
 
 def _normalise_rows(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit rows and 1/norm of each row, (M, 1); both are 0 for a zero row."""
-    norm = torch.linalg.vector_norm(X, dim=1, keepdim=True)
+    """Return the unit rows and 1/norm of each row, (H, M, 1); both are 0 for a zero row."""
+    norm = torch.linalg.vector_norm(X, dim=2, keepdim=True)
     inverse = torch.where(norm > 0, 1.0 / norm, 0.0)
     return X * inverse, inverse
 

@@ -18,7 +18,6 @@ from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.evaluate import (
     Evaluation,
     Fold,
-    accuracy_intervals,
     evaluate_fold,
     in_domain_fold,
     is_evaluated,
@@ -28,6 +27,7 @@ from nml_kit.evaluate import (
 )
 from nml_kit.features import Features, extract_features, is_extracted
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
+from nml_kit.intervals import accuracy_intervals
 from nml_kit.noise import LabelNoise, inject_label_noise
 from nml_kit.pretrain import is_pretrained, pretrain, standardising_transform
 from nml_kit.profiles import Profile
@@ -160,22 +160,20 @@ def run_study(
                 if not _is_extracted(profile, source, tasks, *origin, store)]  # fmt: skip
     _in_parallel(networks, jobs, "networks" if progress else "")
     plan = list(_plan(profile, source, tasks, grid, methods, store))
-    heads = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(fit.features, fit.fold, fit.head, store)]
+    heads = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(*fit, store)]
     _in_parallel(heads, jobs, "heads" if progress else "")
     runs = tuple(
-        StudyRun(*origin, evaluate_fold(fit.features, fit.fold, fit.method, fit.head, store=store))
-        for origin, fit in plan
+        StudyRun(*origin, evaluation) for origin, fit in plan for evaluation in evaluate_fold(*fit, store=store)
     )
     return Study(profile, runs)
 
 
 class _Fit(NamedTuple):
-    """One head to train on one fold."""
+    """Heads to train on one fold, by method."""
 
     features: Features
     fold: Fold
-    method: str
-    head: BaseEstimator
+    heads: dict[str, BaseEstimator]
 
 
 def _in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
@@ -218,7 +216,7 @@ def _is_extracted(
 
 def _fit(fit: _Fit, store: Store) -> None:
     """Fill the store; the result itself stays in the worker, the caller reads it from there."""
-    evaluate_fold(fit.features, fit.fold, fit.method, fit.head, store=store)
+    evaluate_fold(*fit, store=store)
 
 
 def _plan(
@@ -229,15 +227,14 @@ def _plan(
     methods: tuple[str, ...],
     store: Store,
 ) -> Iterator[tuple[tuple[float, int, str], _Fit]]:
-    """Yield (ratio, seed, backbone name) and the head to train, for each, on features that the store holds."""
+    """Yield (ratio, seed, backbone name) and the heads to train, for each, on features that the store holds."""
     folds = list(study_folds(profile, tasks))
     for ratio, seed in grid:
         backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=False)
         features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
         for fold in folds:
-            for method in methods:
-                fit = _Fit(features[fold.task], fold, method, make_head(method, profile, seed))
-                yield (ratio, seed, backbone.name), fit
+            heads = {method: make_head(method, profile, seed) for method in methods}
+            yield (ratio, seed, backbone.name), _Fit(features[fold.task], fold, heads)
 
 
 def study_folds(profile: Profile, tasks: dict[str, Task]) -> Iterator[Fold]:

@@ -1,19 +1,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.evaluate import (
     RESULT_COLUMNS,
-    accuracy_intervals,
-    bootstrap_mean,
     evaluate_fold,
     in_domain_fold,
     leave_one_domain_out,
-    paired_differences,
     result_rows,
     sample_scores,
     write_results,
@@ -39,7 +35,7 @@ def features():
 
 
 def test_in_domain_metrics_equal_sklearn_and_numpy(features, store):
-    evaluation = evaluate_fold(features, in_domain_fold("toy"), "LP", LinearProbe(random_state=0), store=store)
+    [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"LP": LinearProbe(random_state=0)}, store=store)
     test = features.select(split="test")
     np.testing.assert_array_equal(evaluation.ids, test.ids)
     metrics = evaluation.metrics()
@@ -58,7 +54,7 @@ def test_leave_one_domain_out_trains_on_the_others_and_tests_on_it(features, sto
     folds = leave_one_domain_out("toy", features.domains.tolist())
     assert [(fold.train_domains, fold.test_domains) for fold in folds] == [
         (("b", "c"), ("a",)), (("a", "c"), ("b",)), (("a", "b"), ("c",))]  # fmt: skip
-    evaluation = evaluate_fold(features, folds[2], "LP", LinearProbe(random_state=0), store=store)
+    [evaluation] = evaluate_fold(features, folds[2], {"LP": LinearProbe(random_state=0)}, store=store)
     assert set(evaluation.ids) == set(features.select(split="test", domains=("c",)).ids)
     train = features.select(split="train", domains=("a", "b"))
     alone = LinearProbe(random_state=0).fit(train.values, train.labels)
@@ -74,7 +70,7 @@ def test_one_domain_cannot_be_left_out():
 def test_unknown_held_out_domain_names_the_nearest(features, store):
     (fold,) = leave_one_domain_out("toy", features.domains.tolist(), ["aa"])
     with pytest.raises(UnknownNameError, match="Unknown domain 'aa'"):
-        evaluate_fold(features, fold, "LP", LinearProbe(), store=store)
+        evaluate_fold(features, fold, {"LP": LinearProbe()}, store=store)
 
 
 def test_test_labels_take_no_part_in_fitting(features, store):
@@ -85,7 +81,7 @@ def test_test_labels_take_no_part_in_fitting(features, store):
     labels[test] = np.random.default_rng(1).permutation(labels[test])
     permuted = dataclasses.replace(features, labels=labels)
     first, second = (
-        evaluate_fold(f, in_domain_fold("toy"), "LP", LinearProbe(random_state=0), store=store)
+        evaluate_fold(f, in_domain_fold("toy"), {"LP": LinearProbe(random_state=0)}, store=store)[0]
         for f in (features, permuted)
     )
     np.testing.assert_array_equal(first.predictions, second.predictions)
@@ -93,7 +89,7 @@ def test_test_labels_take_no_part_in_fitting(features, store):
 
 def test_spectrum_of_nmtune_is_that_of_its_representation(features, store):
     head = NMTune(epochs=3, random_state=0)
-    evaluation = evaluate_fold(features, in_domain_fold("toy"), "NMTune", head, store=store)
+    [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"NMTune": head}, store=store)
     train, test = features.select(split="train"), features.select(split="test")
     represented = head.fit(train.values, train.labels).transform(test.values)
     expected = np.linalg.svd(np.asarray(represented, dtype=float), compute_uv=False)
@@ -101,7 +97,7 @@ def test_spectrum_of_nmtune_is_that_of_its_representation(features, store):
 
 
 def test_rows_are_tidy_and_complete(features, store):
-    evaluation = evaluate_fold(features, in_domain_fold("toy"), "LP", LinearProbe(epochs=1), store=store)
+    [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"LP": LinearProbe(epochs=1)}, store=store)
     rows = result_rows(evaluation, **CONTEXT)
     assert [row["metric"] for row in rows] == ["accuracy", "macro_f1", "sve", "lsvr"]
     assert all(tuple(row) == RESULT_COLUMNS for row in rows)
@@ -110,78 +106,8 @@ def test_rows_are_tidy_and_complete(features, store):
         result_rows(evaluation, **{k: v for k, v in CONTEXT.items() if k != "seed"})
 
 
-def test_interval_of_one_seed_agrees_with_the_normal_approximation():
-    correct = (np.arange(400) % 10 < 7).astype(float)[None]
-    mean, low, high = bootstrap_mean([correct], resamples=4000)
-    half = norm.ppf(0.975) * np.sqrt(0.7 * 0.3 / 400)
-    assert mean == pytest.approx(0.7)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
-
-
-def test_interval_covers_seeds_as_well_as_samples():
-    generator = np.random.default_rng(0)
-    same = np.repeat((generator.random((1, 300)) < 0.7).astype(float), 6, axis=0)
-    differing = (generator.random((6, 300)) < np.linspace(0.5, 0.9, 6)[:, None]).astype(float)
-    (_, low, high), (_, wide_low, wide_high) = bootstrap_mean([same]), bootstrap_mean([differing])
-    assert wide_high - wide_low > 1.5 * (high - low)
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        seeds = generator.normal(0.7, 0.03, size=(12, 1))
-        _, low, high = bootstrap_mean([(generator.random((12, 200)) < seeds).astype(float)], resamples=300)
-        hits += low <= 0.7 <= high
-    # 95 % of 200 is 190; resampling twelve seeds is known to be somewhat too narrow.
-    assert 176 <= hits <= 199
-
-
-def scores(method, ratio, seed, correct, task="t", protocol="ID"):
-    samples = [f"s{i}" for i in range(len(correct))]
-    return pd.DataFrame({"task": task, "protocol": protocol, "method": method, "ratio": ratio, "seed": seed,
-                         "sample": samples, "correct": np.array(correct, dtype=bool)})  # fmt: skip
-
-
-def test_paired_differences_pair_seed_and_sample():
-    generator = np.random.default_rng(0)
-    base = generator.random((3, 200)) < 0.6
-    better = base.copy()
-    better[:, :20] = True
-    frames = [scores(m, 0.1, s, c[s]) for m, c in (("LP", base), ("NMTune", better)) for s in range(3)]
-    samples = pd.concat(frames).sample(frac=1, random_state=0)
-    (row,) = paired_differences(samples, "method", "LP", ["task", "ratio"]).to_dict("records")
-    gain = (better.astype(float) - base).mean()
-    assert row["mean"] == pytest.approx(gain)
-    assert 0 < row["low"] < gain < row["high"]
-    unpaired_width = np.sqrt(2 * 0.6 * 0.4 / 200) * 2 * 1.96
-    assert row["high"] - row["low"] < unpaired_width / 2
-
-
-def test_paired_differences_of_ratios_leave_out_the_random_baseline():
-    frames = [scores("LP", r, 0, [True, True, False, r != 0.3]) for r in (0.0, 0.3)]
-    frames.append(scores("LP", np.nan, 0, [False] * 4))
-    result = paired_differences(pd.concat(frames), "ratio", 0.0, ["task", "method"])
-    assert result[["ratio", "mean"]].to_numpy().tolist() == [[0.3, -0.25]]
-
-
-def test_paired_differences_need_the_same_samples_and_a_baseline():
-    samples = pd.concat([scores("LP", 0.1, 0, [True, False]), scores("NMTune", 0.1, 0, [True, False, True])])
-    with pytest.raises(InvalidInputError, match=r"1 of 3 rows have no partner"):
-        paired_differences(samples, "method", "LP", ["task"])
-    with pytest.raises(InvalidInputError, match="rows with method = 'MLP' to compare with"):
-        paired_differences(samples, "method", "MLP", ["task"])
-
-
-def test_tasks_weigh_equally_in_a_mean():
-    samples = pd.concat([scores("LP", 0.1, 0, [True] * 10, "easy"), scores("LP", 0.1, 0, [False] * 1000, "hard")])
-    (row,) = accuracy_intervals(samples, ["method", "ratio"]).to_dict("records")
-    assert row["mean"] == 0.5
-    assert row["n"] == 1010
-
-
 def test_sample_scores_say_who_was_right(features, store):
-    evaluation = evaluate_fold(features, in_domain_fold("toy"), "LP", LinearProbe(), store=store)
+    [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"LP": LinearProbe()}, store=store)
     table = sample_scores(evaluation, ratio=0.1, seed=3)
     assert table["correct"].mean() == evaluation.metrics()["accuracy"]
     assert table["sample"].tolist() == evaluation.ids.tolist()

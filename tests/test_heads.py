@@ -4,6 +4,7 @@ import doctest
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_kit import heads
-from nml_kit._head_training import TrainingSettings, _batch_bounds, build_network, train
+from nml_kit._head_training import Trainee, TrainingSettings, build_network, train
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.heads import LinearProbe, MLPTune, NMTune, fit_heads
 from nml_kit.regularizers import nmtune_terms
@@ -25,6 +26,7 @@ from nml_kit.spectrum import singular_value_entropy, singular_values
 
 HEADS = [LinearProbe, MLPTune, NMTune]
 RECIPES = ["paper", "reference"]
+SETTINGS = TrainingSettings("paper", (0, 0, 0), 2, 64, 1e-12, 0.0, False)
 
 
 def blobs(num_samples=200, num_features=12, num_classes=3, seed=0, dtype=np.float32):
@@ -253,7 +255,7 @@ def test_loss_curve_and_epochs(head):
     [(2, [(0, 2)]), (64, [(0, 64)]), (65, [(0, 65)]), (66, [(0, 64), (64, 66)]), (129, [(0, 64), (64, 129)])],
 )
 def test_a_last_batch_of_one_joins_the_one_before(num_samples, expected):
-    assert _batch_bounds(num_samples, 64) == expected
+    assert SETTINGS.bounds_for(num_samples) == expected
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 65])
@@ -275,8 +277,7 @@ def test_every_sample_is_seen_once_an_epoch():
     network = build_network(12, 3, None, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(network(X)[1], y).item()
-    settings = TrainingSettings("paper", (0, 0, 0), 2, 64, 1e-12, 0.0, False)
-    curve = train(network, X, y, settings, torch.Generator().manual_seed(1))
+    [curve] = train([Trainee(network, SETTINGS, torch.arange(129), y, order_seed=1)], X)
     assert curve == pytest.approx([expected, expected], rel=1e-5)
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -289,22 +290,79 @@ def test_prediction_of_a_row_does_not_depend_on_the_others():
     np.testing.assert_allclose(single, whole[:20], rtol=1e-12)
 
 
-def test_fit_heads_equals_fitting_alone():
-    X, y = blobs(dtype=np.float16)
-    given = [
-        LinearProbe(epochs=2),
-        NMTune(epochs=2),
-        NMTune(epochs=2, weights=0.3, random_state=5),
-        LinearProbe(epochs=3),
-    ]
+SWEEPS = {
+    "one order": [{"learning_rate": rate, "weight_decay": d} for rate in (1e-3, 1e-2) for d in (0.0, 0.1)],
+    "seeds": [{"random_state": seed} for seed in range(4)],
+    "mixed": [{"random_state": 0, "weight_decay": 0.1}, {"random_state": 1}, {"random_state": 0}, {"epochs": 2}],
+}
+TUNED = {
+    "terms": [{"weights": weights} for weights in (0.0, 0.3, (0.0, 1.0, 0.0))],
+    "terms, rates and seeds": [
+        {"weights": 0.1 * i, "learning_rate": 10**-i, "random_state": i % 2} for i in range(1, 5)
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sweep"),
+    [(LinearProbe, name) for name in SWEEPS]
+    + [(partial(NMTune, recipe=recipe, hidden=9), name) for recipe in RECIPES for name in (*SWEEPS, *TUNED)],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_fit_heads_equals_fitting_alone(kind, sweep, masked):
+    X, y = blobs(131, dtype=np.float64)
+    given = [kind(**{"epochs": 4, "dtype": "float64", **one}) for one in (SWEEPS | TUNED)[sweep]]
+    masks = [None if i == 1 else np.random.default_rng(i // 3).random(131) < 0.6 for i in range(len(given))]
+    fitted = fit_heads(X, y, given, sample_masks=masks if masked else None)
+    for together, alone, mask in zip(fitted, given, masks, strict=True):
+        rows = mask if masked and mask is not None else slice(None)
+        expected = clone(alone).fit(X[rows], y[rows])
+        np.testing.assert_allclose(together.predict_proba(X), expected.predict_proba(X), rtol=1e-5)
+        np.testing.assert_allclose(together.loss_curve_, expected.loss_curve_, rtol=1e-5)
+        assert together.get_params() == alone.get_params()
+        assert together.n_features_in_ == 12
+        assert not hasattr(alone, "module_")
+
+
+def test_fit_heads_in_float32_agrees_within_its_rounding():
+    X, y = blobs(300, dtype=np.float16)
+    given = [NMTune(weights=weights, random_state=0) for weights in (0.0, 0.01, 0.1)]
     for features in (X, torch.from_numpy(X)):
-        fitted = fit_heads(features, y, given)
-        assert [type(head) for head in fitted] == [type(head) for head in given]
-        for together, alone in zip(fitted, given, strict=True):
-            assert_same_bytes(weights_of(together), weights_of(clone(alone).fit(X, y)))
-            assert together.get_params() == alone.get_params()
-            assert not hasattr(alone, "module_")
+        for together, alone in zip(fit_heads(features, y, given), given, strict=True):
+            expected = clone(alone).fit(X, y).predict_proba(X)
+            np.testing.assert_allclose(together.predict_proba(X), expected, atol=5e-3)
     assert fit_heads(X, y, []) == []
+
+
+def test_fit_heads_takes_heads_of_any_kind_and_more_than_fit_into_a_cache(monkeypatch):
+    X, y = blobs()
+    given = [LinearProbe(), NMTune(epochs=2), MLPTune(epochs=2), MLPTune(epochs=2, hidden=5), MLPTune(epochs=2)]
+    expected = fit_heads(X, y, given)
+    monkeypatch.setattr("nml_kit._head_training._BYTES_TOGETHER", 1)
+    for one_by_one, together in zip(fit_heads(X, y, given), expected, strict=True):
+        np.testing.assert_allclose(one_by_one.predict_proba(X), together.predict_proba(X), atol=1e-4)
+
+
+def test_a_class_outside_the_mask_is_unknown_to_the_head():
+    X, y = blobs()
+    first, second = fit_heads(X, y, [LinearProbe(), LinearProbe()], sample_masks=[y != 1, None])
+    assert first.classes_.tolist() == [0, 2]
+    assert second.classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([None], "Expected one sample mask per head, got 1 for 2 heads"),
+        ([np.ones(3, bool)] * 2, r"Expected sample masks of bool \(200,\).*got bool of shape \(3,\)"),
+        ([np.arange(200)] * 2, r"got int64 of shape \(200,\)"),
+        ([np.zeros(200, bool)] * 2, "at least two classes in y, got no class"),
+    ],
+)
+def test_bad_masks_are_named(masks, message):
+    X, y = blobs()
+    with pytest.raises(InvalidInputError, match=message):
+        fit_heads(X, y, [LinearProbe(), MLPTune()], sample_masks=masks)
 
 
 def test_progress_bar_only_when_asked(capsys):

@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors",
-    "files noise spectrum regularizers _head_inputs",
-    "store _head_training",
-    "records datasets networks heads recipes",
+    "files noise spectrum regularizers _head_inputs intervals",
+    "store _head_layers",
+    "records datasets networks _head_training recipes",
+    "_head_fitting",
+    "heads",
     "backbones",
     "_sgd",
     "pretrain features",

@@ -1,0 +1,134 @@
+"""Layers of several heads at once, with hand-written gradients that are written in place.
+
+H heads of one shape train side by side: every tensor has a leading head axis. Autograd would record some sixty
+operations a step and allocate each weight-sized gradient anew, whose page faults cost as much as the product; on small
+heads that is most of the time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StackedParameter:
+    """One parameter of H modules as a single tensor (H, …), with a gradient of the same shape to write into."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        data = [parameter.detach() for parameter in parameters]
+        self.value = data[0][None] if len(data) == 1 else torch.stack(data)
+        self.gradient = torch.zeros_like(self.value)
+
+    def write_back(self) -> None:
+        """Copy the trained values to the modules they came from."""
+        for parameter, trained in zip(self._parameters, self.value, strict=True):
+            parameter.detach().copy_(trained)
+
+
+class StackedLinear:
+    """H linear layers: inputs (H, M, I), or one (1, M, I) for all heads, to outputs (H, M, O)."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._weight = StackedParameter([layer.weight for layer in layers])
+        self._bias = StackedParameter([layer.bias for layer in layers])
+        self.parameters = [self._weight, self._bias]
+        self._inputs = self._weight.value
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._inputs = inputs
+        weight, bias = self._weight.value, self._bias.value
+        if self._is_shared(inputs):
+            # One wide product in place of H narrow ones: ten classes alone do not fill the machine.
+            heads, width, _ = weight.shape
+            outputs = torch.addmm(bias.view(-1), inputs[0], weight.view(heads * width, -1).T)
+            return outputs.view(-1, heads, width).transpose(0, 1)
+        return torch.baddbmm(bias[:, None], inputs, weight.mT)
+
+    def backward(self, gradient: Tensor, *, wants_inputs: bool) -> Tensor | None:
+        """Write the gradients of the parameters; return that of the inputs (H, M, I) if it is wanted."""
+        weight, inputs = self._weight, self._inputs
+        if self._is_shared(inputs):
+            flat = gradient.transpose(0, 1).reshape(gradient.shape[1], -1)
+            torch.mm(flat.T, inputs[0], out=weight.gradient.view(flat.shape[1], -1))
+        else:
+            torch.bmm(gradient.mT, inputs, out=weight.gradient)
+        torch.sum(gradient, dim=1, out=self._bias.gradient)
+        return torch.bmm(gradient, weight.value) if wants_inputs else None
+
+    def _is_shared(self, inputs: Tensor) -> bool:
+        return len(inputs) == 1 < len(self._weight.value)
+
+
+class StackedBatchNorm:
+    """H batch normalisations over M in training mode, whose running statistics follow torch.nn.BatchNorm1d's."""
+
+    def __init__(self, layers: Sequence[nn.BatchNorm1d]) -> None:
+        self._layers = layers
+        self._gain = StackedParameter([layer.weight for layer in layers])
+        self._shift = StackedParameter([layer.bias for layer in layers])
+        self.parameters = [self._gain, self._shift]
+        self._normal = self._inverse_deviation = self._gain.value
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(inputs, dim=1, correction=0, keepdim=True)
+        self._inverse_deviation = (variance + self._layers[0].eps).rsqrt_()
+        self._normal = (inputs - mean).mul_(self._inverse_deviation)
+        self._follow(mean[:, 0], variance[:, 0], inputs.shape[1])
+        return torch.addcmul(self._shift.value[:, None], self._normal, self._gain.value[:, None])
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Write the gradients of gain and shift; return that of the inputs (H, M, h)."""
+        torch.sum(gradient, dim=1, out=self._shift.gradient)
+        torch.sum(gradient * self._normal, dim=1, out=self._gain.gradient)
+        samples = gradient.shape[1]
+        result = torch.addcmul(gradient, self._normal, self._gain.gradient[:, None], value=-1 / samples)
+        result -= self._shift.gradient[:, None] / samples
+        return result.mul_(self._gain.value[:, None] * self._inverse_deviation)
+
+    def _follow(self, means: Tensor, variances: Tensor, samples: int) -> None:
+        unbiased = variances * (samples / max(samples - 1, 1))
+        for layer, mean, variance in zip(self._layers, means, unbiased, strict=True):
+            momentum = layer.momentum or 0.0
+            layer.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+            layer.running_var.lerp_(variance, momentum)  # type: ignore[union-attr]
+            layer.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+
+
+class StackedTuner:
+    """H tuners g of one recipe: features F (H, M, D), or one (1, M, D) for all heads, to Z (H, M, D)."""
+
+    def __init__(self, tuners: Sequence[Any]) -> None:
+        residual = hasattr(tuners[0], "scale")
+        layers = [list(tuner.mlp if residual else tuner) for tuner in tuners]
+        self._first = StackedLinear([part[0] for part in layers])
+        self._norm = StackedBatchNorm([part[1] for part in layers]) if residual else None
+        self._last = StackedLinear([part[-1] for part in layers])
+        self._scale = StackedParameter([tuner.scale for tuner in tuners]) if residual else None
+        self.parameters = [
+            *self._first.parameters,
+            *(self._norm.parameters if self._norm else []),
+            *self._last.parameters,
+            *([self._scale] if self._scale else []),
+        ]
+        self._hidden = self._output = self._first.parameters[0].value
+
+    def forward(self, F: Tensor) -> Tensor:
+        hidden = self._first.forward(F)
+        if self._norm:
+            hidden = self._norm.forward(hidden)
+        self._hidden = hidden.relu_()
+        self._output = self._last.forward(self._hidden)
+        return torch.addcmul(F, self._output, self._scale.value[:, None]) if self._scale else self._output
+
+    def backward(self, gradient: Tensor) -> None:
+        """Write the gradients of the parameters from that of Z (H, M, D)."""
+        if self._scale:
+            torch.sum(gradient * self._output, dim=1, out=self._scale.gradient)
+            gradient = gradient * self._scale.value[:, None]
+        hidden_gradient = self._last.backward(gradient, wants_inputs=True)
+        hidden_gradient = torch.ops.aten.threshold_backward(hidden_gradient, self._hidden, 0)
+        if self._norm:
+            hidden_gradient = self._norm.backward(hidden_gradient)
+        self._first.backward(hidden_gradient, wants_inputs=False)
