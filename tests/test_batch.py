@@ -17,6 +17,7 @@ from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.parameters import check_parameters, notebook_parameters
 from nml_kit.profiles import profiles_dir
 
+pytestmark = pytest.mark.xdist_group("batch")  # one process: its tests share what is made once
 PARAMETERS = (
     'run_dir = ""\nrate = 0.5\nseeds = [0, 1]\ntask: str = "a=b"  # the default holds an equals sign\nquick = False'
 )

@@ -1,0 +1,143 @@
+"""Every notebook executed in the profile of seconds: what it writes and says is checked against the parts."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from nml_kit import batch
+from nml_kit.datasets import load_task
+from nml_kit.evaluate import RESULT_COLUMNS
+from nml_kit.export import PLOTLY_MIME
+from nml_kit.intervals import accuracy_intervals, change_in_words, paired_differences
+from nml_kit.profiles import load_profile
+from nml_kit.store import Store
+from nml_kit.study import Study, run_study, summary_table
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FIGURES = {
+    "00_start_here": 3,
+    "01_noise": 2,
+    "02_noise_and_transfer": 2,
+    "03_singular_spectra": 3,
+    "04_nmtune": 3,
+}
+pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Study]:
+    """The smoke suite, run once, and the study it shows."""
+    root = tmp_path_factory.mktemp("notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NML_HOME", str(root / "home"))
+        results = batch.run_suite(batch.plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs=root))
+        assert [(result.exit_code, result.error) for result in results] == [(0, "")] * len(FIGURES)
+        study = run_study(load_profile("smoke"), store=Store(), progress=False)
+    return root, study
+
+
+def outputs(root: Path, name: str) -> list[nbformat.NotebookNode]:
+    notebook = nbformat.read(root / "smoke" / name / "notebook.ipynb", as_version=4)
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def said(root: Path, name: str) -> str:
+    """All sentences that the notebook computed."""
+    return "\n".join(o.data["text/markdown"] for o in outputs(root, name) if "text/markdown" in o.get("data", {}))
+
+
+def titles(root: Path, name: str) -> list[str]:
+    figures = [o.data[PLOTLY_MIME] for o in outputs(root, name) if PLOTLY_MIME in o.get("data", {})]
+    return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in figures]
+
+
+def rows(root: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(root / "smoke" / name / "rows.parquet")
+
+
+def test_all_notebooks_of_the_repository_are_in_the_suites():
+    present = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    assert present == set(FIGURES)
+    for suite in ("smoke", "demo"):
+        entries = batch.load_suite(NOTEBOOKS / "suites" / f"{suite}.yaml").notebooks
+        assert [Path(entry.notebook).stem for entry in entries] == sorted(present)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_shown_and_nothing_is_warned_of(runs, name):
+    root, _ = runs
+    assert len(titles(root, name)) == FIGURES[name]
+    assert all(titles(root, name))
+    text = "\n".join(o.text for o in outputs(root, name) if o.output_type == "stream")
+    assert not re.search(r"warning|error|traceback", text, re.IGNORECASE), text
+    assert (root / "smoke" / name / "notebook.html").read_text().count("Plotly.newPlot(") >= FIGURES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "01_noise"])
+def test_result_rows_are_those_of_the_study(runs, name):
+    root, study = runs
+    found = rows(root, name)
+    expected = study.rows if name in ("00_start_here", "04_nmtune") else study.rows.query("method == 'LP'")
+    assert tuple(found.columns) == RESULT_COLUMNS
+    assert set(found["experiment"]) == {name}
+    pd.testing.assert_frame_equal(
+        found.drop(columns="experiment"), expected.drop(columns="experiment").reset_index(drop=True)
+    )
+
+
+def test_noise_notebook_counts_exactly(runs):
+    root, _ = runs
+    found = rows(root, "01_noise")
+    task = load_task("icons-pretrain").limit(classes=6, train_per_class=12, seed=0)
+    count = int((task.splits == "train").sum())
+    assert found["requested"].tolist() == [0.0, 0.1, 0.3]
+    assert found["flipped"].tolist() == [int(np.floor(ratio * count + 0.5)) for ratio in (0.0, 0.1, 0.3)]
+    assert found["flipped into their own class"].tolist() == [0, 0, 0]
+    sentences = said(root, "01_noise")
+    assert "nested from each ratio to the next: True, True" in sentences
+    assert "the collection of captions is unchanged: True" in sentences
+
+
+def test_start_here_says_what_was_measured(runs):
+    root, study = runs
+    summary = pd.read_parquet(root / "smoke" / "00_start_here" / "summary.parquet")
+    pd.testing.assert_frame_equal(summary, summary_table(study))
+    probe = study.samples.query("method == 'LP'")
+    changes = paired_differences(probe, "ratio", 0.0, ["protocol"]).set_index(["protocol", "ratio"])
+    for protocol in ("ID", "OOD"):
+        words = change_in_words(*changes.loc[(protocol, 0.3), ["mean", "low", "high"]])
+        assert words in said(root, "00_start_here")
+        assert words in titles(root, "00_start_here")[0]
+
+
+def test_transfer_notebook_judges_each_in_domain_task(runs):
+    root, study = runs
+    probe = study.samples.query("method == 'LP'")
+    falls = paired_differences(probe, "ratio", 0.0, ["task", "protocol", "method"])
+    for row in falls.query("protocol == 'ID'").itertuples(index=False):
+        assert f"{row.task} {change_in_words(row.mean, row.low, row.high)}" in said(root, "02_noise_and_transfer")
+
+
+def test_spectra_notebook_counts_rising_entropies(runs):
+    root, study = runs
+    sve = study.rows.query("method == 'LP' and protocol == 'ID' and metric == 'sve' and ratio == ratio")
+    by_ratio = sve.pivot_table(index="task", columns="ratio", values="value")
+    change = by_ratio[0.3] - by_ratio[0.0]
+    assert f"in {int((change > 0).sum())} of {len(change)} pairs of ID task and seed" in said(
+        root, "03_singular_spectra"
+    )
+
+
+def test_nmtune_notebook_names_the_best_method(runs):
+    root, study = runs
+    intervals = accuracy_intervals(study.samples.query("ratio == ratio"))
+    best = intervals.loc[intervals.groupby(["task", "protocol", "ratio"])["mean"].idxmax(), "method"].value_counts()
+    assert all(f"{method} {count}" in titles(root, "04_nmtune")[0] for method, count in best.items())
+    words = paired_differences(study.samples.query("ratio == ratio"), "method", "LP", ["protocol"])
+    for row in words.itertuples(index=False):
+        sentence = f"{row.protocol}: from LP to {row.method}, accuracy {change_in_words(row.mean, row.low, row.high)}"
+        assert sentence in said(root, "04_nmtune")
