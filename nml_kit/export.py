@@ -18,6 +18,7 @@ from nml_kit.files import replacing
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 _PROGRESS_LINE = re.compile(r"\d+%\|| \[\d+:\d\d[<,]")  # tqdm with and without a known total
+_CURSOR_MOVE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of nested progress bars, and colours
 _STYLE_BLOCK = re.compile(r"<style\b.*?</style>", re.DOTALL | re.IGNORECASE)
 _TAG_NAMES = """
 a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
@@ -111,7 +112,7 @@ def read_notebook(path: str | Path) -> NotebookNode:
 def _readable(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | None:
     """The output as the page shows it, or None; a figure becomes a token that `figures` maps to its HTML."""
     if output.output_type == "stream" and output.name == "stderr":
-        lines = re.split(r"[\r\n]+", output.text)
+        lines = re.split(r"[\r\n]+", _CURSOR_MOVE.sub("", output.text))
         output.text = "\n".join(line for line in lines if line.strip() and not _PROGRESS_LINE.search(line))
         return output if output.text else None
     if output.output_type not in ("display_data", "execute_result"):

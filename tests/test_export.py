@@ -55,7 +55,7 @@ def page(tmp_path_factory):
         new_output("stream", name="stdout", text="SVE rises from 4.91 to 5.02\n" + SCRIPT),
         stderr(
             "heads:  50%|█████     | 1/2 [00:01<00:01]\rheads: 100%|██████████| 2/2 [00:02<00:00]\n"
-            "12it [00:03, 4.1it/s]"
+            "12it [00:03, 4.1it/s]\ninner:   0%|          | 0/2\x1b[A\n          \x1b[A"
         ),
         stderr("UserWarning: few seeds\n"),
         heading=f"# Does noise matter? {SCRIPT}",
@@ -113,6 +113,7 @@ def test_tables_texts_and_warnings_are_kept_and_progress_bars_are_not(body):
     assert "UserWarning: few seeds" in body
     assert "%|" not in body
     assert "12it" not in body
+    assert "\x1b" not in body
     assert "Slider()" not in body
     assert "vertical-align: top;\n    }" not in body  # pandas' style block, which would show as text
 
