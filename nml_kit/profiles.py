@@ -75,6 +75,9 @@ def load_profile(name: str) -> Profile:
     """The shipped profile `name`, or the one in a YAML file given by its path.
 
     Raises UnknownNameError for an unknown name, InvalidInputError if the file is not a valid profile.
+
+    >>> load_profile("small").seeds
+    (0, 1, 2, 3, 4)
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else profiles_dir() / f"{name}.yaml"
     if not path.is_file():

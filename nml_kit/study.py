@@ -151,6 +151,13 @@ def run_study(
 
     Networks, then heads, run in `jobs` processes (None: one per core) of one thread each, so results do not depend on
     `jobs`. Interrupted at any moment and called again, it goes on where it was.
+
+    >>> from nml_kit import load_profile
+    >>> smallest = {"id": ["digits"], "ood": {"icons": ["outline"]}, "train_per_class": 4}
+    >>> profile = Profile.model_validate({**load_profile("smoke").model_dump(), "downstream": smallest})
+    >>> study = run_study(profile, methods=("LP",), jobs=1, progress=False)
+    >>> study.rows["task"].unique().tolist()
+    ['digits', 'icons']
     """
     store = store or Store()
     source, tasks = pretraining_task(profile), downstream_tasks(profile)

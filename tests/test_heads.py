@@ -1,6 +1,5 @@
 """Heads as scikit-learn classifiers, their training against plain PyTorch, and their errors."""
 
-import doctest
 import os
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nml_kit import heads
 from nml_kit._head_training import Trainee, TrainingSettings, build_network, train
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.heads import LinearProbe, MLPTune, NMTune, fit_heads
@@ -430,9 +428,3 @@ def test_unknown_recipe_and_bad_width(head):
 def test_bad_weights(weights):
     with pytest.raises(InvalidInputError, match=r"weights of None, one number >= 0 or three \(mse, cov, svd\)"):
         NMTune(weights=weights).fit(*blobs())
-
-
-def test_docstring_examples():
-    result = doctest.testmod(heads)
-    assert result.attempted > 0
-    assert result.failed == 0

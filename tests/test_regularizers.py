@@ -1,12 +1,9 @@
 """NMTune's terms against the textbook formulas, written here from the paper in float64."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
-from nml_kit import regularizers
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.regularizers import TERM_WEIGHTS, nmtune_terms
 
@@ -235,9 +232,3 @@ def test_not_finite_input_is_an_error(bad, broken):
     pair[broken][1, 2] = bad
     with pytest.raises(InvalidInputError, match="finite Z and F, got NaN or inf"):
         nmtune_terms(*pair)
-
-
-def test_docstring_examples():
-    result = doctest.testmod(regularizers)
-    assert result.attempted > 0
-    assert result.failed == 0

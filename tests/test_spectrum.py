@@ -1,6 +1,5 @@
 """Spectra against float64 SVD, metrics against closed forms, an oracle and their invariants."""
 
-import doctest
 import math
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nml_kit import spectrum
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.spectrum import (
     alpha_exponent,
@@ -270,9 +268,3 @@ def test_bad_spectra_are_named(metric, values, message):
 def test_bad_window_is_named():
     with pytest.raises(InvalidInputError, match="got first_rank=5, last_rank=5"):
         alpha_exponent([1.0], first_rank=5, last_rank=5)
-
-
-def test_docstring_examples():
-    result = doctest.testmod(spectrum)
-    assert result.attempted > 0
-    assert result.failed == 0
