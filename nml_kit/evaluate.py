@@ -20,7 +20,7 @@ from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entrop
 from nml_kit.store import Store, fingerprint
 
 # Raised whenever the same request would give other predictions or spectra.
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 EVALUATION_KIND = "evaluation"
 RESULT_COLUMNS = (
     "experiment", "profile", "backbone", "ratio", "objective", "seed", "task", "protocol", "train_domain",
