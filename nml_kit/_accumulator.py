@@ -7,9 +7,9 @@ import torch
 from scipy.linalg.blas import dsyrk
 
 from nml_kit._feature_rows import (
+    BLOCK_ROWS,
     Center,
     FloatArray,
-    block_rows,
     centred_entries,
     check_center,
     check_finite,
@@ -58,9 +58,8 @@ class SpectrumAccumulator:
         """
         num_rows, num_features = matrix_shape(chunk)
         self._check_features(num_features)
-        step = block_rows(num_features)
-        for start in range(0, num_rows, step):
-            block = real_rows(chunk[start : start + step])
+        for start in range(0, num_rows, BLOCK_ROWS):
+            block = real_rows(chunk[start : start + BLOCK_ROWS])
             check_finite(block, np.arange(self.num_samples, self.num_samples + len(block)))
             if self.num_samples == 0:
                 # A mean far larger than the spread costs no digits once a row is subtracted, and constant columns

@@ -14,7 +14,9 @@ Center = Literal["none", "feature", "sample"]
 FloatArray = NDArray[np.float64]
 
 CENTERS = ("none", "feature", "sample")
-_BLOCK_VALUES = 2**20  # 8 MiB of float64: larger blocks make the rank-k update no faster
+# More rows at once make the rank-k update no faster (8 MiB of float64 at D = 2,048), and lose digits: one product sums
+# them one after the other, and equal terms, such as the zeros after a ReLU, then round the same way each time.
+BLOCK_ROWS = 512
 _LARGEST_MAGNITUDE = 1e300  # differences of two such entries are still finite
 
 
@@ -47,11 +49,6 @@ def matrix_shape(X: Any) -> tuple[int, int]:
             f"got {type(X).__name__} of shape {shape}. Flatten each sample to one row."
         )
     return int(shape[0]), int(shape[1])
-
-
-def block_rows(num_features: int) -> int:
-    """The number of rows that are worked on at once."""
-    return max(1, _BLOCK_VALUES // num_features)
 
 
 def row_slices(X: Any, rows: int) -> Iterator[Any]:

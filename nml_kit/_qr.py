@@ -8,9 +8,9 @@ import torch
 from scipy.linalg.lapack import dtpqrt
 
 from nml_kit._feature_rows import (
+    BLOCK_ROWS,
     Center,
     FloatArray,
-    block_rows,
     centred_entries,
     check_finite,
     real_rows,
@@ -51,7 +51,7 @@ def qr_singular_values(X: Any, center: Center) -> FloatArray:
 
 def _float64_blocks(X: Any) -> Iterator[FloatArray]:
     start = 0
-    for block in row_slices(X, block_rows(X.shape[1])):
+    for block in row_slices(X, BLOCK_ROWS):
         rows = real_rows(block)
         check_finite(rows, np.arange(start, start + len(rows)))
         start += len(rows)

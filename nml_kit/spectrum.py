@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nml_kit._accumulator import SpectrumAccumulator as SpectrumAccumulator
-from nml_kit._feature_rows import Center, FloatArray, PickedRows, block_rows, check_center, matrix_shape, row_slices
+from nml_kit._feature_rows import BLOCK_ROWS, Center, FloatArray, PickedRows, check_center, matrix_shape, row_slices
 from nml_kit._qr import qr_singular_values
 from nml_kit.errors import InvalidInputError, PrecisionLossError
 
@@ -29,7 +29,7 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     """Return the singular values of a feature matrix, descending, in one or two passes over its rows.
 
     X is (N, D): an array, a tensor on any device, a memory-map, or anything with `.shape` and row slices, of any real
-    dtype; it is read in chunks of `chunk_size` rows (default: 8 MiB of float64), so memory is O(chunk_size · D + D²)
+    dtype; it is read in chunks of `chunk_size` rows (default: 512), so memory is O(chunk_size · D + D²)
     at any N. `center` subtracts nothing ("none"), the mean of each column ("feature") or the mean of each row
     ("sample"). The result is float64 (min(N, D),), in the units of X.
 
@@ -48,9 +48,9 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     >>> singular_values(np.full((5, 3), 7.0), center="feature")
     array([0., 0., 0.])
     """
-    _, num_features = matrix_shape(X)
+    matrix_shape(X)
     check_center(center)
-    rows = block_rows(num_features) if chunk_size is None else chunk_size
+    rows = BLOCK_ROWS if chunk_size is None else chunk_size
     with suppress(PrecisionLossError):
         return _one_pass(X, center, rows)
     return qr_singular_values(X, center)
