@@ -138,8 +138,10 @@ class SpectrumAccumulator:
         if self._moments is not None:
             return self._moments
         moments = Moments.empty(self._origin)
-        for rows in self._rows:
-            moments = moments.plus_deviations(rows)
+        if self._rows:
+            rows = np.concatenate(self._rows)  # a product per block, also after updates of a row each
+            for start in range(0, len(rows), BLOCK_ROWS):
+                moments = moments.plus_deviations(rows[start : start + BLOCK_ROWS])
         return moments
 
     def _check_features(self, num_features: int) -> None:

@@ -1,4 +1,4 @@
-"""Singular values by sequential QR: about five times slower than a Gram matrix, and nothing is squared."""
+"""Singular values by sequential QR: some three times slower than a Gram matrix, and nothing is squared."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -36,7 +36,7 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     SVE and LSVR agree with those of `numpy.linalg.svd` of the float64 matrix to a relative 1e-6, each value to 5 % of
     itself and 1e-7 · σ₁. One pass accumulates the Gram matrix (`SpectrumAccumulator`), whose eigenvalues come with an
     error bound; where the bound exceeds that (values below about 1e-7 · σ₁, as of a deficient rank), a second pass
-    by QR gives each value to about 1e-14 · σ₁, some five times slower.
+    by QR gives each value to about 1e-14 · σ₁, some three times slower.
 
     N < D gives N values (with `center="feature"` the last is 0). A constant matrix gives one non-zero value,
     or none once centred. Raises `InvalidInputError` for NaN or infinite entries (naming the first such row), an X that
