@@ -20,6 +20,8 @@ from .pretrain import pretrain as pretrain
 from .profiles import load_profile as load_profile
 from .recipes import Recipe as Recipe
 from .regularizers import nmtune_terms as nmtune_terms
+from .spectrum import SpectrumAccumulator as SpectrumAccumulator
+from .spectrum import grouped_singular_values as grouped_singular_values
 from .spectrum import largest_singular_value_ratio as largest_singular_value_ratio
 from .spectrum import singular_value_entropy as singular_value_entropy
 from .spectrum import singular_values as singular_values

@@ -16,6 +16,10 @@ class UnknownNameError(InvalidInputError):
     """A name (data set, backbone, profile, parameter, …) that is not registered."""
 
 
+class PrecisionLossError(NMLError, ArithmeticError):
+    """A result that cannot be given to the promised accuracy from what was kept."""
+
+
 class StoreError(NMLError, RuntimeError):
     """The store could not write or read an entry."""
 
