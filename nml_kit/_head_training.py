@@ -163,7 +163,7 @@ def _rank(settings: TrainingSettings) -> tuple[bool, float, float]:
     return any(settings.term_weights), settings.learning_rate, settings.weight_decay
 
 
-class _Stack:
+class Stack:
     """The networks of H heads as stacked layers."""
 
     def __init__(self, trainees: Sequence[Trainee]) -> None:
@@ -205,8 +205,8 @@ class _Stack:
 def _train_stack(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
     settings, num_samples = trainees[0].settings, len(trainees[0].rows)
     bounds, epochs = settings.bounds_for(num_samples), settings.epochs_for(num_samples)
-    stack = _Stack(trainees)
-    optimizer = _optimizer(stack, [trainee.settings for trainee in trainees])
+    stack = Stack(trainees)
+    optimizer = make_optimizer(stack, [trainee.settings for trainee in trainees])
     batches = _batches(trainees, X, bounds)
     curves = []
     for epoch in tqdm(range(epochs), disable=not any(one.settings.verbose for one in trainees), unit="epoch"):
@@ -264,7 +264,7 @@ def _batches(trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int
             yield F.view(count, stop - start, -1), y.view(count, stop - start, 1)
 
 
-def _optimizer(stack: _Stack, settings: list[TrainingSettings]) -> torch.optim.Optimizer:
+def make_optimizer(stack: Stack, settings: list[TrainingSettings]) -> torch.optim.Optimizer:
     """AdamW on slices of the stack, one for each learning rate and weight decay."""
     groups, start = [], 0
     for (rate, decay), members in groupby(settings, lambda one: (one.learning_rate, one.weight_decay)):
