@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "_version errors",
     "files noise spectrum regularizers _head_inputs",
-    "store _head_training",
-    "records datasets networks heads recipes",
+    "store _head_training _logistic_newton",
+    "records datasets networks heads exact_probe recipes",
     "backbones",
     "_sgd",
     "pretrain features",
