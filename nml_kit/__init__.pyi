@@ -6,6 +6,8 @@ from .backbones import load_backbone as load_backbone
 from .datasets import Task as Task
 from .datasets import load_task as load_task
 from .errors import NMLError as NMLError
+from .exact_probe import ExactLinearProbe as ExactLinearProbe
+from .exact_probe import regularisation_path as regularisation_path
 from .features import Features as Features
 from .features import extract_features as extract_features
 from .heads import LinearProbe as LinearProbe
