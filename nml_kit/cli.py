@@ -1,5 +1,6 @@
 """The command `nml`: it parses arguments and prints what the package returns."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,20 +56,23 @@ def run(
         list[str] | None, typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's parameter, in YAML.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
+    jobs: Annotated[
+        int | None, typer.Option(help="Notebooks side by side within a stage; default: one per core.")
+    ] = None,
 ) -> None:
     """Run a notebook or a suite; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
     with _errors_as_messages():
-        from nml_kit import batch
+        from nml_kit import batch, suites
 
         params = dict(map(_key_and_value, param or []))
         if target.suffix in (".yaml", ".yml"):
             if params:
                 raise InvalidInputError("Expected -p with a notebook, got a suite: write its params in the suite file.")
-            plan = batch.plan_suite(target, runs=runs, profile=profile)
+            plan = suites.plan_suite(target, runs=runs, profile=profile)
         else:
-            plan = batch.plan_notebook(target, runs=runs, profile=profile, params=params)
+            plan = suites.plan_notebook(target, runs=runs, profile=profile, params=params)
         progress = sys.stderr if sys.stderr.isatty() else None
-        results = batch.run_suite(plan, report=lambda line: typer.echo(f"nml: {line}", err=True), progress=progress)
+        results = batch.run_suite(plan, jobs=jobs or os.cpu_count() or 1, report=_report, progress=progress)
         code = batch.suite_exit_code(results)
     for result in results:
         page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
@@ -80,6 +84,10 @@ def run(
         again += [word for one in param or [] for word in ("-p", one)] + ["--runs", str(runs)]
         typer.echo(f"To continue (finished pieces come from the store): {shlex.join(again)}", err=True)
     raise typer.Exit(code)
+
+
+def _report(line: str) -> None:
+    typer.echo(f"nml: {line}", err=True)
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:

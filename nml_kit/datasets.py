@@ -90,7 +90,7 @@ class Task:
     def fingerprint(self) -> str:
         """Hash of the ids and the inputs (image data, or captions of a text task); labels are not part of it."""
         inputs = self.captions if self.image_data is None else self.image_data
-        return fingerprint({"ids": self.ids, "inputs": list(inputs) if inputs.dtype == object else inputs})
+        return fingerprint({"ids": self.ids, "inputs": inputs})
 
     def inputs(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:
         """The model inputs of `rows`: uint8 images (n, H, W, 3), or captions (n,) of a text task."""

@@ -42,8 +42,8 @@ def fingerprint(value: Any) -> str:
     """Hash nested dicts, lists, scalars, bytes and arrays to 64 hex digits (sha256 of canonical JSON).
 
     The order of dict keys does not count; 1, 1.0 and True differ; NaN equals NaN; a tuple counts as a list;
-    an array counts by dtype, shape and C-order content, one of strings by its texts whatever their item size.
-    Raises InvalidInputError for anything else.
+    an array counts by dtype, shape and C-order content, one of strings, or of bytes, by its values whatever their item
+    size. Raises InvalidInputError for anything else.
 
     >>> fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
     True
@@ -77,14 +77,15 @@ def _array_content(array: np.ndarray) -> tuple[str, Any]:
     if array.dtype.kind in "biufcS":
         little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         return array.dtype.name, little_endian.reshape(-1).view(np.uint8)
-    texts = array.ravel().tolist()
-    if array.dtype.kind not in "UOT" or not all(isinstance(text, str) for text in texts):
+    values = array.ravel().tolist()
+    kind = next((kind for kind in (str, bytes) if all(isinstance(value, kind) for value in values)), None)
+    if array.dtype.kind not in "UOT" or kind is None:
         raise InvalidInputError(
-            f"Expected an array of numbers or of texts, got dtype {array.dtype}; convert it or fill its gaps."
+            f"Expected an array of numbers, of texts or of bytes, got dtype {array.dtype}; convert it or fill its gaps."
         )
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
     lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
-    return "str", lengths.tobytes() + b"".join(encoded)
+    return kind.__name__, lengths.tobytes() + b"".join(encoded)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nml_kit import batch
+from nml_kit import batch, suites
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.parameters import check_parameters, notebook_parameters
 from nml_kit.profiles import profiles_dir
@@ -101,8 +101,8 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path):
     suite.parent.mkdir()
     suite.write_text("name: two\nprofile: smoke\nnotebooks:\n- notebook: ../bad.ipynb\n- notebook: ../fine.ipynb\n")
     plan = [
-        batch.PlannedRun(run.notebook, None, run.params, run.run_dir)
-        for run in batch.plan_suite(suite, runs=tmp_path / "runs")
+        suites.PlannedRun(run.notebook, None, run.params, run.run_dir)
+        for run in suites.plan_suite(suite, runs=tmp_path / "runs")
     ]
     lines = []
     bad, fine = batch.run_suite(plan, report=lines.append)
@@ -119,6 +119,22 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path):
     ]  # fmt: skip
 
 
+def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(tmp_path):
+    """Each of the first stage waits for the other's file; the second stage, listed first, needs both."""
+    wait = "import pathlib, time\nend = time.monotonic() + 30\nroot = pathlib.Path(run_dir).parent\n"
+    for own, other in (("a", "b"), ("b", "a")):
+        code = f"(root / '{own}.txt').touch()\nwhile not (root / '{other}.txt').exists(): assert time.monotonic() < end"
+        write_notebook(tmp_path / f"{own}.ipynb", wait + code)
+    write_notebook(tmp_path / "last.ipynb", wait + "assert (root / 'a' / 'status.json').exists()")
+    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
+            for name, stage in (("a", 0), ("b", 0), ("last", 1))]  # fmt: skip
+    results = batch.run_suite(plan, jobs=2)
+    assert [(result.notebook.stem, result.exit_code, result.error) for result in results] == [
+        ("a", 0, ""), ("b", 0, ""), ("last", 0, "")]  # fmt: skip
+    with pytest.raises(InvalidInputError, match="Expected jobs of at least 1, got 0"):
+        batch.run_suite(plan, jobs=0)
+
+
 def test_a_dead_kernel_is_told_apart(tmp_path):
     notebook = write_notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
@@ -131,8 +147,8 @@ def test_a_dead_kernel_is_told_apart(tmp_path):
 def test_all_runs_are_checked_before_the_first_starts(tmp_path):
     fine = write_notebook(tmp_path / "fine.ipynb", "open('ran.txt', 'w').close()")
     plan = [
-        batch.PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
-        batch.PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
+        suites.PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
+        suites.PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
     ]
     with pytest.raises(UnknownNameError, match="Unknown parameter 'rte': did you mean 'rate'"):
         batch.run_suite(plan)
@@ -151,7 +167,7 @@ def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypa
     shipped = profiles_dir() / "smoke.yaml"
     Path("own.yaml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
-    (plan,) = batch.plan_notebook(notebook, runs="runs", profile="own.yaml")
+    (plan,) = suites.plan_notebook(notebook, runs="runs", profile="own.yaml")
     assert plan.run_dir == Path("runs/own/n")
     _, values = batch._prepared(plan)
     assert values == {"profile": str(tmp_path / "own.yaml")}
@@ -240,14 +256,17 @@ def test_a_suite_becomes_a_plan(tmp_path):
     path = suite_file(
         tmp_path,
         "name: study\nprofile: demo\nnotebooks:\n- notebook: ../a.ipynb\n"
-        "- {notebook: ../a.ipynb, params: {rate: 0.1}}\n- notebook: ../b.ipynb\n",
+        "- {notebook: ../a.ipynb, params: {rate: 0.1}, stage: 2}\n- {notebook: ../b.ipynb, stage: 2}\n"
+        "- notebook: ../c.ipynb\n",
     )
-    plan = batch.plan_suite(path, runs="runs")
+    plan = suites.plan_suite(path, runs="runs")
+    assert [(run.notebook.stem, run.stage) for run in plan] == [("a", 0), ("c", 0), ("a", 2), ("b", 2)]
+    plan = [plan[0], *plan[2:]]
     assert [str(run.run_dir) for run in plan] == ["runs/study/a", "runs/study/a-2", "runs/study/b"]
     assert [run.params for run in plan] == [{}, {"rate": 0.1}, {}]
     assert plan[0].notebook == (tmp_path / "notebooks" / "a.ipynb").resolve()
     assert {run.profile for run in plan} == {"demo"}
-    other = batch.plan_suite(path, runs="runs", profile="smoke")
+    other = suites.plan_suite(path, runs="runs", profile="smoke")
     assert str(other[0].run_dir) == "runs/study-smoke/a"
 
 
@@ -267,27 +286,27 @@ def test_a_suite_becomes_a_plan(tmp_path):
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
     with pytest.raises(InvalidInputError, match=message):
-        batch.plan_suite(suite_file(tmp_path, text), runs="runs")
+        suites.plan_suite(suite_file(tmp_path, text), runs="runs")
 
 
 def test_a_link_cannot_lead_out_of_the_notebooks(tmp_path):
     path = suite_file(tmp_path, "name: s\nprofile: demo\nnotebooks: [{notebook: ../link.ipynb}]\n")
     (tmp_path / "notebooks" / "link.ipynb").symlink_to(tmp_path / "elsewhere.ipynb")
     with pytest.raises(InvalidInputError, match="which leaves it"):
-        batch.plan_suite(path, runs="runs")
+        suites.plan_suite(path, runs="runs")
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataFileError, match=r"Expected a suite file at .*none\.yaml"):
-        batch.load_suite(tmp_path / "none.yaml")
+        suites.load_suite(tmp_path / "none.yaml")
     with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
         batch.run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
 
 
 def test_one_notebook_goes_to_the_directory_of_its_profile(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
-    (own,) = batch.plan_notebook(notebook, runs="runs")
-    (given_one,) = batch.plan_notebook(notebook, runs="runs", profile="smoke")
+    (own,) = suites.plan_notebook(notebook, runs="runs")
+    (given_one,) = suites.plan_notebook(notebook, runs="runs", profile="smoke")
     assert (str(own.run_dir), str(given_one.run_dir)) == ("runs/demo/n", "runs/smoke/n")
 
 

@@ -85,17 +85,20 @@ def test_a_missing_file_exits_1(tmp_path):
     assert (result.exit_code, "Expected a Jupyter notebook" in result.stderr) == (1, True)
 
 
-def test_ctrl_c_ends_the_kernel_and_exits_130(tmp_path):
-    notebook = write_notebook(
-        tmp_path / "slow.ipynb",
-        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)",
-    )
-    command = [*NML, "run", str(notebook), "--runs", str(tmp_path / "runs")]
-    run_dir = tmp_path / "runs" / "none" / "slow"
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_ends_the_kernels_and_exits_130(tmp_path, count):
+    code = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    for number in range(count):
+        write_notebook(tmp_path / f"slow-{number}.ipynb", code, parameters='profile = "smoke"')
+    entries = [{"notebook": f"slow-{number}.ipynb"} for number in range(count)]
+    suite = tmp_path / "slow.yaml"
+    suite.write_text(json.dumps({"name": "slow", "profile": "smoke", "notebooks": entries}))
+    command = [*NML, "run", str(suite), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
+    run_dirs = [tmp_path / "runs" / "slow" / f"slow-{number}" for number in range(count)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
-        while not (run_dir / "pid").exists() or not (run_dir / "pid").read_text():
+        while not all((one / "pid").exists() and (one / "pid").read_text() for one in run_dirs):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -105,9 +108,10 @@ def test_ctrl_c_ends_the_kernel_and_exits_130(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert "To continue" in stderr
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((run_dir / "pid").read_text()), 0)
+    for run_dir in run_dirs:
+        assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((run_dir / "pid").read_text()), 0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nml_kit import batch
+from nml_kit import batch, suites
 from nml_kit.datasets import load_task
 from nml_kit.evaluate import RESULT_COLUMNS
 from nml_kit.export import PLOTLY_MIME
@@ -34,7 +34,7 @@ def runs(tmp_path_factory) -> tuple[Path, Study]:
     root = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(root / "home"))
-        results = batch.run_suite(batch.plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs=root))
+        results = batch.run_suite(suites.plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs=root))
         assert [(result.exit_code, result.error) for result in results] == [(0, "")] * len(FIGURES)
         study = run_study(load_profile("smoke"), store=Store(), progress=False)
     return root, study
@@ -63,7 +63,7 @@ def test_all_notebooks_of_the_repository_are_in_the_suites():
     present = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
     assert present == set(FIGURES)
     for suite in ("smoke", "demo"):
-        entries = batch.load_suite(NOTEBOOKS / "suites" / f"{suite}.yaml").notebooks
+        entries = suites.load_suite(NOTEBOOKS / "suites" / f"{suite}.yaml").notebooks
         assert [Path(entry.notebook).stem for entry in entries] == sorted(present)
 
 

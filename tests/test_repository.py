@@ -29,7 +29,8 @@ LAYERS = (
     "evaluate profiles",
     "study look",
     "plots",
-    "export parameters",
+    "export parameters _kernels",
+    "suites",
     "batch doctor",
     "cli",
 )

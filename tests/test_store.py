@@ -116,6 +116,9 @@ def test_fingerprint_ignores_dict_order_and_survives_json(value):
         (np.zeros(4), np.zeros((2, 2))),
         (np.zeros(2, np.float32), np.zeros(2, np.int32)),
         (np.array(["ab", "c"]), np.array(["a", "bc"])),
+        (np.array([b"ab", b"c"], object), np.array([b"a", b"bc"], object)),
+        (np.array([b"a", b"b"], object), np.array(["a", "b"], object)),
+        (np.array([b"a\0"], object), np.array([b"a"], object)),
         (b"a", "a"),
         (b"a", b"b"),
     ],
@@ -148,9 +151,11 @@ def test_fingerprint_refuses_other_types(value):
         fingerprint(value)
 
 
-@pytest.mark.parametrize("array", [np.array(["a", None], object), np.array(["2020"], "M8[Y]")])
+@pytest.mark.parametrize(
+    "array", [np.array(["a", None], object), np.array(["a", b"a"], object), np.array(["2020"], "M8[Y]")]
+)
 def test_fingerprint_refuses_other_arrays(array):
-    with pytest.raises(InvalidInputError, match="Expected an array of numbers or of texts, got dtype"):
+    with pytest.raises(InvalidInputError, match="Expected an array of numbers, of texts or of bytes, got dtype"):
         fingerprint(array)
 
 
