@@ -48,16 +48,23 @@ class Row:
         return asdict(self) | {"ratio": self.ratio, "floor_share": self.floor_share, "met": self.met}
 
 
-def in_turn(*functions: Callable[[], object], repeats: int = REPEATS) -> list[list[float]]:
-    """Seconds of each function, run in turn after one warm-up each, so that a drifting machine slows all alike."""
+def in_turn(*functions: Callable[[], object], repeats: int = REPEATS, loops: int = 1) -> list[list[float]]:
+    """Seconds of each function, run in turn after one warm-up each, so that a drifting machine slows all alike.
+
+    With `loops` above 1 each time is the mean of so many calls in a row after one that is not timed: what matters of
+    a training step is how it runs among its like, not with the caches that the other function left.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for store, function in zip(times, functions, strict=True):
+            if loops > 1:
+                function()
             gc.collect()
             started = time.perf_counter()
-            function()
+            for _ in range(loops):
+                function()
             if repeat:
-                store.append(time.perf_counter() - started)
+                store.append((time.perf_counter() - started) / loops)
     return times
 
 
@@ -71,11 +78,12 @@ def compare(
     scale: float = 1.0,
     other_scale: float = 1.0,
     repeats: int = REPEATS,
+    loops: int = 1,
     **row: object,
 ) -> Row:
     """Measure a row; times are multiplied by the scales (such as 20 where one of twenty equal parts is measured)."""
     functions = [ours, other, *([floor] if floor else [])]
-    times = in_turn(*functions, repeats=repeats)
+    times = in_turn(*functions, repeats=repeats, loops=loops)
     middle = [statistics.median(samples) for samples in times]
     return Row(
         what,

@@ -87,6 +87,7 @@ def rows() -> Iterator[Row]:
         shape = (multiple, samples, features)
         floor = products_alone(*shape)
         large = multiple == 4 and features == 2048
+        loops = 20 if features == 512 else 3
         yield compare(
             f"NMTune step, {size}",
             "textbook: full SVD, D×D covariance, autograd, default AdamW",
@@ -95,6 +96,7 @@ def rows() -> Iterator[Row]:
             floor=floor,
             target=target,
             target_floor=0.65 if large else None,
+            loops=loops,
         )
         yield compare(
             f"NMTune step, {size}",
@@ -103,4 +105,5 @@ def rows() -> Iterator[Row]:
             our_step(*shape, 0.0),
             floor=floor,
             target=1 / 1.08 if large and samples <= 256 else None,
+            loops=loops,
         )

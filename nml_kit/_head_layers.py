@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nml_kit._workspace import Workspace
+
 
 class StackedParameter:
     """One parameter of H modules as a single tensor (H, …), with a gradient of the same shape to write into."""
@@ -35,6 +37,7 @@ class StackedLinear:
         self._bias = StackedParameter([layer.bias for layer in layers])
         self.parameters = [self._weight, self._bias]
         self._inputs = self._weight.value
+        self._space = Workspace()
 
     def forward(self, inputs: Tensor) -> Tensor:
         self._inputs = inputs
@@ -42,12 +45,14 @@ class StackedLinear:
         if self._is_shared(inputs):
             # One wide product in place of H narrow ones: ten classes alone do not fill the machine.
             heads, width, _ = weight.shape
-            outputs = torch.addmm(bias.view(-1), inputs[0], weight.view(heads * width, -1).T)
-            return outputs.view(-1, heads, width).transpose(0, 1)
-        return torch.baddbmm(bias[:, None], inputs, weight.mT)
+            wide = self._space.tensor("wide", (inputs.shape[1], heads * width), inputs)
+            torch.addmm(bias.view(-1), inputs[0], weight.view(heads * width, -1).T, out=wide)
+            return wide.view(-1, heads, width).transpose(0, 1)
+        outputs = self._space.tensor("outputs", (*inputs.shape[:2], weight.shape[1]), inputs)
+        return torch.baddbmm(bias[:, None], inputs, weight.mT, out=outputs)
 
-    def backward(self, gradient: Tensor, *, wants_inputs: bool) -> Tensor | None:
-        """Write the gradients of the parameters; return that of the inputs (H, M, I) if it is wanted."""
+    def backward(self, gradient: Tensor) -> None:
+        """Write the gradients of the parameters from that of the outputs."""
         weight, inputs = self._weight, self._inputs
         if self._is_shared(inputs):
             flat = gradient.transpose(0, 1).reshape(gradient.shape[1], -1)
@@ -55,7 +60,12 @@ class StackedLinear:
         else:
             torch.bmm(gradient.mT, inputs, out=weight.gradient)
         torch.sum(gradient, dim=1, out=self._bias.gradient)
-        return torch.bmm(gradient, weight.value) if wants_inputs else None
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the inputs (H, M, I) from that of the outputs."""
+        weight = self._weight
+        shape = (*gradient.shape[:2], weight.value.shape[2])
+        return torch.bmm(gradient, weight.value, out=self._space.tensor("gradient", shape, gradient))
 
     def _is_shared(self, inputs: Tensor) -> bool:
         return len(inputs) == 1 < len(self._weight.value)
@@ -127,8 +137,9 @@ class StackedTuner:
         if self._scale:
             torch.sum(gradient * self._output, dim=1, out=self._scale.gradient)
             gradient = gradient * self._scale.value[:, None]
-        hidden_gradient = self._last.backward(gradient, wants_inputs=True)
-        hidden_gradient = torch.ops.aten.threshold_backward(hidden_gradient, self._hidden, 0)
+        self._last.backward(gradient)
+        hidden_gradient = self._last.input_gradient(gradient)
+        torch.ops.aten.threshold_backward(hidden_gradient, self._hidden, 0, grad_input=hidden_gradient)
         if self._norm:
             hidden_gradient = self._norm.backward(hidden_gradient)
-        self._first.backward(hidden_gradient, wants_inputs=False)
+        self._first.backward(hidden_gradient)

@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 from tqdm import tqdm
 
 from nml_kit._head_layers import StackedLinear, StackedTuner
+from nml_kit._workspace import Workspace
 from nml_kit.errors import InvalidInputError
 from nml_kit.regularizers import Recipe, TermsOfHeads
 
@@ -178,6 +179,7 @@ class Stack:
         device = self._classifier.parameters[0].value.device
         weights = torch.tensor([one.term_weights for one in settings], dtype=torch.float64, device=device)
         self._term_weights = weights[self._with_terms].T
+        self._workspace = Workspace()
         self._minus_one = self._classifier.parameters[0].value.new_full((1, 1, 1), -1.0)
 
     def loss_and_gradients(self, F: Tensor, y: Tensor) -> Tensor:
@@ -188,8 +190,9 @@ class Stack:
         loss = log_probability.gather(2, target).mean(dim=(1, 2)).neg_()
         gradient = log_probability.exp_().scatter_add_(2, target, self._minus_one.expand(target.shape))
         gradient /= y.shape[1]
-        z_gradient = self._classifier.backward(gradient, wants_inputs=self._tuner is not None)
-        if self._tuner and z_gradient is not None:
+        self._classifier.backward(gradient)
+        if self._tuner:
+            z_gradient = self._classifier.input_gradient(gradient)
             if self._term_weights.numel():
                 self._add_terms(Z, F, loss, z_gradient)
             self._tuner.backward(z_gradient)
@@ -197,7 +200,7 @@ class Stack:
 
     def _add_terms(self, Z: Tensor, F: Tensor, loss: Tensor, z_gradient: Tensor) -> None:
         chosen = self._with_terms
-        terms = TermsOfHeads(Z[chosen], F if len(F) == 1 else F[chosen], self._recipe)
+        terms = TermsOfHeads(Z[chosen], F if len(F) == 1 else F[chosen], self._recipe, self._workspace)
         loss[chosen] += (self._term_weights * terms.values).sum(dim=0)
         z_gradient[chosen] += terms.z_gradient(self._term_weights)
 

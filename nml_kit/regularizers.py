@@ -3,6 +3,7 @@
 Z are the tuned features and F the frozen ones, both (M, D): M samples in the batch, D features.
 """
 
+import math
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nml_kit._workspace import Workspace
 from nml_kit.errors import InvalidInputError, unknown_name
 
 Recipe = Literal["paper", "reference"]
@@ -62,7 +64,7 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, Z: Tensor, F: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
-        ctx.terms = TermsOfHeads(Z[None], F[None], recipe)
+        ctx.terms = TermsOfHeads(Z[None], F[None], recipe, Workspace())
         ctx.dtypes = Z.dtype, F.dtype
         return ctx.terms.values[:, 0].to(torch.promote_types(Z.dtype, torch.float32)).unbind()
 
@@ -82,81 +84,102 @@ class TermsOfHeads:
     an SVD, or through √λ, divides by differences of singular values or by zero: duplicated, low-rank and collapsed
     batches give NaN. The terms need neither: they depend on σ only through Σσ and the leading values, whose derivative
     is U diag(h) Vᵀ = U diag(h/σ) Uᵀ Z = Z V diag(h/σ) Vᵀ with h = ∂svd/∂σ. One Gram matrix of the smaller side serves
-    cov and svd.
+    cov and svd. An object lives in its `workspace` until the next one takes that.
     """
 
-    def __init__(self, Z: Tensor, F: Tensor, recipe: Recipe) -> None:
-        Z, F = Z.double(), F.double()
-        self._mean = Z.mean(dim=1, keepdim=True)
-        self._centred = Z - self._mean
+    def __init__(self, Z: Tensor, F: Tensor, recipe: Recipe, workspace: Workspace) -> None:
+        self._space = workspace
+        self._Z, self._F = (
+            workspace.tensor("Z", Z.shape, Z, torch.float64).copy_(Z),
+            workspace.tensor("F", F.shape, F, torch.float64).copy_(F),
+        )
+        self._mean = self._Z.mean(dim=1, keepdim=True)
+        self._centred = torch.sub(self._Z, self._mean, out=workspace.tensor("centred", Z.shape, self._Z))
         self._wide = Z.shape[1] < Z.shape[2]
         gram_centred, gram = (_gram_of_rows if self._wide else _gram_of_columns)(self._centred, self._mean)
-        cov, self._cov_slope, self._column_energy = _decorrelation(gram_centred, self._centred, self._wide)
-        self._z_unit, self._z_norm = _normalise_rows(Z)
-        self._f_unit, self._f_norm = _normalise_rows(F)
+        self._covariance = _without_diagonal(gram_centred, self._centred, self._wide)
+        cov, self._cov_slope = _decorrelation(*self._covariance, *Z.shape[1:])
         # The reference recipe averages over features too.
         self._mse_share = 1.0 / (Z.shape[1] * (Z.shape[2] if recipe == "reference" else 1))
-        mse = (self._f_unit - self._z_unit).square_().sum(dim=(1, 2)) * self._mse_share
+        mse = self._squared_distance() * self._mse_share
         # eigh turns NaN into NaN silently; every entry of Z enters the trace, squared, and every one of F the mse.
         if not torch.isfinite(gram.diagonal(dim1=1, dim2=2).sum(dim=1) + mse).all():
             raise InvalidInputError(_NOT_FINITE)
         svd, self._svd_slope = _leading_share(gram, _LEADING_VALUES[recipe])
         self.values = torch.stack([mse, cov, svd])
 
+    def _squared_distance(self) -> Tensor:
+        """Σ over samples of ‖f̂ − ẑ‖² (H,), and what its gradient needs: the inverse norms and the cosine of each."""
+        self._z_inverse, self._f_inverse = _inverse_norms(self._Z), _inverse_norms(self._F)
+        difference = torch.mul(self._Z, self._z_inverse, out=self._space.tensor("scratch", self._Z.shape, self._Z))
+        difference.addcmul_(self._F, self._f_inverse, value=-1)
+        product = torch.mul(self._Z, self._F, out=self._space.tensor("product", self._Z.shape, self._Z))
+        self._cosine = product.sum(dim=2, keepdim=True) * (self._z_inverse * self._f_inverse)
+        return difference.square_().sum(dim=(1, 2))
+
     def z_gradient(self, weights: Tensor) -> Tensor:
         """Gradient of Σ weights · terms with respect to Z, float64 (H, M, D); weights are float64 (3, H)."""
         mse_weight, cov_weight, svd_weight = weights[:, :, None, None]
         spread = svd_weight * self._svd_slope
-        kernel = torch.addcmul(spread, cov_weight, self._cov_slope)
+        cov_weight = cov_weight * self._cov_slope
+        products, diagonal = self._covariance
+        kernel = torch.addcmul(spread, cov_weight, products)
+        gradient = self._space.tensor("scratch", self._Z.shape, self._Z)
         # Z = Z_c + 1·μᵀ: the svd part acts on Z, the cov part on Z_c, so one product with Z_c serves both.
         if self._wide:
-            gradient = torch.baddbmm(spread.sum(dim=2, keepdim=True) * self._mean, kernel, self._centred)
-            gradient.addcmul_(self._centred, cov_weight * self._column_energy, value=-1)
+            torch.bmm(kernel, self._centred, out=gradient)
+            gradient.baddbmm_(spread.sum(dim=2, keepdim=True), self._mean)
+            gradient.addcmul_(self._centred, cov_weight * diagonal, value=-1)
         else:
-            gradient = torch.baddbmm(self._mean @ spread, self._centred, kernel)
-        gradient += self._pull(mse_weight, self._z_unit, self._f_unit, self._z_norm)
-        return gradient
+            torch.bmm(self._centred, kernel, out=gradient)
+            gradient += self._mean @ spread
+        return self._add_pull(gradient, mse_weight, self._Z, self._z_inverse, self._F, self._f_inverse)
 
     def f_gradient(self, weights: Tensor) -> Tensor:
         """Gradient with respect to F, float64 (H, M, D): only mse depends on it."""
-        return self._pull(weights[0, :, None, None], self._f_unit, self._z_unit, self._f_norm)
+        gradient = torch.zeros_like(self._Z)
+        return self._add_pull(gradient, weights[0, :, None, None], self._F, self._f_inverse, self._Z, self._z_inverse)
 
-    def _pull(self, weight: Tensor, own: Tensor, other: Tensor, own_norm: Tensor) -> Tensor:
-        """∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂), and the same with the roles exchanged for f."""
-        cosine = (own * other).sum(dim=2, keepdim=True)
-        return torch.addcmul(-other, cosine, own).mul_(weight * (2.0 * self._mse_share) * own_norm)
+    def _add_pull(
+        self, gradient: Tensor, weight: Tensor, own: Tensor, own_inverse: Tensor, other: Tensor, other_inverse: Tensor
+    ) -> Tensor:
+        """Add ∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂), or the same with the roles exchanged for f."""
+        scale = weight * (2.0 * self._mse_share) * own_inverse
+        gradient.addcmul_(own, scale * self._cosine * own_inverse)
+        return gradient.addcmul_(other, scale * other_inverse, value=-1)
 
 
 def _gram_of_rows(centred: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """(H, M, M) Gram matrices Z_c Z_cᵀ and Z Zᵀ; the second is the first plus rank-one terms of the mean."""
-    gram_centred = centred @ centred.mT
-    along_mean = centred @ mean.mT
-    return gram_centred, gram_centred + (along_mean + along_mean.mT) + mean @ mean.mT
+    gram_centred = torch.bmm(centred, centred.mT)
+    half_shift = torch.baddbmm(0.5 * mean.square().sum(dim=2, keepdim=True), centred, mean.mT)
+    return gram_centred, gram_centred + half_shift + half_shift.mT
 
 
 def _gram_of_columns(centred: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """(H, D, D) Gram matrices Z_cᵀ Z_c and Zᵀ Z; the second is the first plus M·μμᵀ."""
-    gram_centred = centred.mT @ centred
+    gram_centred = torch.bmm(centred.mT, centred)
     return gram_centred, torch.baddbmm(gram_centred, mean.mT, mean, alpha=centred.shape[1])
 
 
-def _decorrelation(gram_centred: Tensor, centred: Tensor, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return cov (H,), the factor of Z_c in its gradient, and the factor of each column (wide batches only).
+def _without_diagonal(gram_centred: Tensor, centred: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
+    """The Gram matrix whose ‖·‖²_F is that of (M − 1) C, and what of it is C's diagonal, as a row (H, 1, D) if wide.
 
-    ‖C‖²_F is ‖Z_c Z_cᵀ‖²_F / (M − 1)², so a wide batch never forms the D×D covariance. The gradient is
-    4 / (D (M − 1)²) · (Z_c Z_cᵀ Z_c − Z_c diag(q)), q the squared norms of the columns of Z_c.
+    ‖Z_cᵀ Z_c‖_F is ‖Z_c Z_cᵀ‖_F, so a wide batch never forms the D×D covariance; the diagonal, the squared norms of the
+    columns of Z_c, is subtracted from the sum of squares. Otherwise it is taken out of the matrix.
     """
-    _, M, D = centred.shape
-    denominator = D * max(M - 1, 1) ** 2
     if wide:
-        column_energy = centred.square().sum(dim=1, keepdim=True)
-        total = gram_centred.square().sum(dim=(1, 2)) - column_energy.square().sum(dim=(1, 2))
-        cov = total.clamp_min_(0.0) / denominator
-    else:
-        column_energy = gram_centred.new_empty(0)
-        gram_centred = gram_centred - torch.diag_embed(gram_centred.diagonal(dim1=1, dim2=2))
-        cov = gram_centred.square().sum(dim=(1, 2)) / denominator
-    return cov, gram_centred * (4.0 / denominator), column_energy * (4.0 / denominator)
+        return gram_centred, torch.linalg.vector_norm(centred, dim=1, keepdim=True).square_()
+    gram_centred = gram_centred.clone()
+    gram_centred.diagonal(dim1=1, dim2=2).zero_()
+    return gram_centred, gram_centred.new_zeros(1, 1, 1)
+
+
+def _decorrelation(products: Tensor, diagonal: Tensor, num_samples: int, num_features: int) -> tuple[Tensor, float]:
+    """Return cov (H,), and the factor of Z_c Z_cᵀ Z_c − Z_c diag(q) that is its gradient, 4 / (D (M − 1)²)."""
+    denominator = num_features * max(num_samples - 1, 1) ** 2
+    squares = products.square().sum(dim=(1, 2)) - diagonal.square().sum(dim=(1, 2))
+    return squares.clamp_min_(0.0) / denominator, 4.0 / denominator
 
 
 def _leading_share(gram: Tensor, leading: int) -> tuple[Tensor, Tensor]:
@@ -175,11 +198,10 @@ def _leading_share(gram: Tensor, leading: int) -> tuple[Tensor, Tensor]:
     return -share[:, 0], (vectors * ratio[:, None, :]) @ vectors.mT
 
 
-def _normalise_rows(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit rows and 1/norm of each row, (H, M, 1); both are 0 for a zero row."""
+def _inverse_norms(X: Tensor) -> Tensor:
+    """1/norm of each row, (H, M, 1); 0 for a zero row."""
     norm = torch.linalg.vector_norm(X, dim=2, keepdim=True)
-    inverse = torch.where(norm > 0, 1.0 / norm, 0.0)
-    return X * inverse, inverse
+    return norm.reciprocal_().nan_to_num_(nan=math.nan, posinf=0.0)
 
 
 def _validate(Z: Tensor, F: Tensor, recipe: str) -> None:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors",
-    "files noise regularizers _head_inputs _feature_rows intervals",
-    "store _head_layers _gram _qr _logistic_newton",
+    "files noise _workspace _head_inputs _feature_rows intervals",
+    "store regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator",
     "spectrum",
     "records datasets networks _head_training recipes",
@@ -34,7 +34,7 @@ LAYERS = (
     "batch doctor",
     "cli",
 )
-ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers")
+ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers", "_workspace")
 CONDA_NAMES = {"torch": "pytorch"}
 
 
