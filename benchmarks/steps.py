@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, compare
-from nml_kit._head_training import Stack, Trainee, TrainingSettings, build_network, make_optimizer
+from nml_kit._head_training import Stack, Trainee, TrainingSettings, build_network
 
 NUM_CLASSES = 10
 # hidden width as a multiple of D, samples M, features D, target against the textbook step
@@ -54,12 +54,12 @@ def our_step(multiple: int, samples: int, features: int, weight: float) -> Calla
     settings = TrainingSettings("paper", (weight,) * 3, 1, samples, 1e-3, 1e-4, False)
     codes = torch.randint(0, NUM_CLASSES, (samples,))
     stack = Stack([Trainee(network, settings, torch.arange(samples), codes, order_seed=0)])
-    optimizer = make_optimizer(stack, [settings])
+    optimizer = stack.optimizer()
     F, y = torch.randn(1, samples, features), codes.view(1, samples, 1)
 
     def run() -> None:
         stack.loss_and_gradients(F, y)
-        optimizer.step()
+        optimizer.step(1.0)
 
     return run
 

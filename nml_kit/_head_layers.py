@@ -48,7 +48,12 @@ class StackedLinear:
             wide = self._space.tensor("wide", (inputs.shape[1], heads * width), inputs)
             torch.addmm(bias.view(-1), inputs[0], weight.view(heads * width, -1).T, out=wide)
             return wide.view(-1, heads, width).transpose(0, 1)
-        outputs = self._space.tensor("outputs", (*inputs.shape[:2], weight.shape[1]), inputs)
+        heads, width, samples = *weight.shape[:2], inputs.shape[1]
+        if width < samples:
+            # Narrow outputs are twice as fast as rows than as columns.
+            outputs = self._space.tensor("outputs", (heads, width, samples), inputs)
+            return torch.baddbmm(bias[:, :, None], weight, inputs.mT, out=outputs).mT
+        outputs = self._space.tensor("outputs", (heads, samples, width), inputs)
         return torch.baddbmm(bias[:, None], inputs, weight.mT, out=outputs)
 
     def backward(self, gradient: Tensor) -> None:

@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn.utils import skip_init
 from tqdm import tqdm
 
 from nml_kit._head_layers import StackedLinear, StackedTuner
+from nml_kit._head_optimizer import StackOptimizer
 from nml_kit._workspace import Workspace
 from nml_kit.errors import InvalidInputError
 from nml_kit.regularizers import Recipe, TermsOfHeads
@@ -170,6 +170,7 @@ class Stack:
     def __init__(self, trainees: Sequence[Trainee]) -> None:
         networks = [trainee.network for trainee in trainees]
         settings = [trainee.settings for trainee in trainees]
+        self._settings = settings
         self._recipe = settings[0].recipe
         has_tuner = not isinstance(networks[0].tuner, nn.Identity)
         self._tuner = StackedTuner([network.tuner for network in networks]) if has_tuner else None
@@ -181,6 +182,10 @@ class Stack:
         self._term_weights = weights[self._with_terms].T
         self._workspace = Workspace()
         self._minus_one = self._classifier.parameters[0].value.new_full((1, 1, 1), -1.0)
+
+    def optimizer(self) -> StackOptimizer:
+        rates = [one.learning_rate for one in self._settings]
+        return StackOptimizer(self.parameters, rates, [one.weight_decay for one in self._settings])
 
     def loss_and_gradients(self, F: Tensor, y: Tensor) -> Tensor:
         """Return the loss (H,) on a batch F (H or 1, M, D), y (H or 1, M, 1) and write all gradients in place."""
@@ -209,7 +214,7 @@ def _train_stack(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
     settings, num_samples = trainees[0].settings, len(trainees[0].rows)
     bounds, epochs = settings.bounds_for(num_samples), settings.epochs_for(num_samples)
     stack = Stack(trainees)
-    optimizer = make_optimizer(stack, [trainee.settings for trainee in trainees])
+    optimizer = stack.optimizer()
     batches = _batches(trainees, X, bounds)
     curves = []
     for epoch in tqdm(range(epochs), disable=not any(one.settings.verbose for one in trainees), unit="epoch"):
@@ -218,9 +223,7 @@ def _train_stack(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
             F, y = next(batches)
             loss_sum += stack.loss_and_gradients(F, y) * y.shape[1]
             share = (1 + math.cos(math.pi * (epoch + step / len(bounds)) / epochs)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * share
-            optimizer.step()
+            optimizer.step(share)
         curves.append((loss_sum / num_samples).tolist())
         _require_finite(curves[-1], trainees, epoch, epochs)
     for parameter in stack.parameters:
@@ -265,19 +268,3 @@ def _batches(trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int
             F = torch.index_select(X, 0, index, out=features[: len(index)])
             y = torch.index_select(codes, 0, index, out=targets[: len(index)])
             yield F.view(count, stop - start, -1), y.view(count, stop - start, 1)
-
-
-def make_optimizer(stack: Stack, settings: list[TrainingSettings]) -> torch.optim.Optimizer:
-    """AdamW on slices of the stack, one for each learning rate and weight decay."""
-    groups, start = [], 0
-    for (rate, decay), members in groupby(settings, lambda one: (one.learning_rate, one.weight_decay)):
-        stop = start + len(list(members))
-        parameters = []
-        for stacked in stack.parameters:
-            parameter = nn.Parameter(stacked.value[start:stop])
-            parameter.grad = stacked.gradient[start:stop]
-            parameters.append(parameter)
-        groups.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay})
-        start = stop
-    # The fused step is several times faster than the default, on a CPU too.
-    return torch.optim.AdamW(groups, fused=True)

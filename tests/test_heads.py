@@ -428,3 +428,12 @@ def test_unknown_recipe_and_bad_width(head):
 def test_bad_weights(weights):
     with pytest.raises(InvalidInputError, match=r"weights of None, one number >= 0 or three \(mse, cov, svd\)"):
         NMTune(weights=weights).fit(*blobs())
+
+
+def test_slices_and_headwise_updates_of_adamw_agree(monkeypatch):
+    X, y = blobs(dtype=np.float64)
+    given = [LinearProbe(epochs=3, dtype="float64", **one) for one in SWEEPS["one order"]]
+    expected = fit_heads(X, y, given)
+    monkeypatch.setattr("nml_kit._head_optimizer._FEW_VALUES", 0)
+    for sliced, headwise in zip(fit_heads(X, y, given), expected, strict=True):
+        np.testing.assert_allclose(sliced.predict_proba(X), headwise.predict_proba(X), rtol=1e-9)
