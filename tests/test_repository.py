@@ -9,6 +9,7 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -108,6 +109,19 @@ def test_notebooks_are_stripped_and_follow_the_conventions(path):
         source = "".join(cell["source"])
         assert len(source.splitlines()) <= 15, source
         assert not re.search(r"^\s*(def|class) |open\(", source, re.MULTILINE), source
+
+
+def test_the_example_of_the_readme_runs_on_features_of_anyone(tmp_path):
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 9000)
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "features.npy", generator.standard_normal((9000, 16)) + 4 * np.eye(16)[labels])
+    run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    spectrum, *scores = run.stdout.splitlines()
+    assert re.fullmatch(r"SVE \d\.\d{3}, LSVR \d\.\d{3}", spectrum)
+    assert [score.split()[0] for score in scores] == ["LinearProbe", "NMTune"]
+    assert all(float(score.split()[1]) > 0.95 for score in scores)
 
 
 def test_ci_and_readme_use_the_same_test_command():
