@@ -3,8 +3,9 @@
 import json
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -61,7 +62,7 @@ def main(
     only: Annotated[list[str] | None, typer.Argument(help=f"Some of: {', '.join(GROUPS)}.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for results.md and results.json.")] = Path(__file__).parent,
 ) -> None:
-    """Measure, print and write the benchmark page."""
+    """Measure, print and write the benchmark page; parts that are not measured keep what was measured before."""
     console = Console(width=150, stderr=True)
     measured: dict[str, list[Row]] = {}
     for group in only or GROUPS:
@@ -69,24 +70,41 @@ def main(
         for row in GROUPS[group]():
             measured[group].append(row)
             console.print(f"{row.what} | {row.ratio:.2f} × {row.against} | {seconds(row.ours)}")
-    machine = {
+    stored = out / "results.json"
+    content = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {"rows": {}}
+    content["machine"] = machine()
+    content["rows"] |= {group: [row.as_json() for row in rows] for group, rows in measured.items()}
+    stored.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = page(content)
+    (out / "results.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def machine() -> dict[str, object]:
+    return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "float32 GFLOP/s": round(gemm_rate(torch.float32) / 1e9),
         "float64 GFLOP/s": round(gemm_rate(torch.float64) / 1e9),
         "torch": torch.__version__,
     }
-    about = ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def page(content: dict[str, Any]) -> str:
+    """The Markdown page of all groups that have been measured."""
+    about = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
     intro = (
-        f"# Speed\n\nWritten by `make bench`. Medians of at least {REPEATS} (unless a note says otherwise), all in one "
-        "run, both sides in turn; quote the ratios. Floor: the products alone, in memory that is there already.\n\n"
-        f"{about}\n"
+        f"# Speed\n\nWritten by `make bench`. Medians of at least {REPEATS} (unless a note says otherwise). All rows "
+        "of a part come from one run, both sides in turn: quote the ratios. Floor: the products alone, in memory that "
+        f"is there already.\n\n{about}\n"
     )
-    page = "\n".join([intro, *(markdown(group, rows) for group, rows in measured.items())])
-    (out / "results.md").write_text(page, encoding="utf-8")
-    content = {"machine": machine, "rows": {group: [row.as_json() for row in rows] for group, rows in measured.items()}}
-    (out / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(page)
+    names = {field.name for field in fields(Row)}
+    parts = {
+        group: [Row(**{name: value for name, value in row.items() if name in names}) for row in content["rows"][group]]
+        for group in GROUPS
+        if group in content["rows"]
+    }
+    return "\n".join([intro, *(markdown(group, rows) for group, rows in parts.items())])
 
 
 if __name__ == "__main__":
