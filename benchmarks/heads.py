@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.measure import Row, compare
-from benchmarks.steps import textbook_terms
+from benchmarks.steps import textbook_step_on, textbook_terms
 from nml_kit import LinearProbe, MLPTune, NMTune, fit_heads, load_profile
 from nml_kit.study import downstream_tasks, make_head, study_folds
 
@@ -78,7 +78,7 @@ def reencoding_row() -> Row:
     head = NMTune(epochs=30, random_state=0)
     encoder = nn.Sequential(*list(resnet18(weights=None).children())[:-1], nn.Flatten()).eval()
     images = torch.randn(BATCH, 3, 224, 224)
-    step = textbook_head_step(512)
+    step = textbook_step_on(1, BATCH, 512)
     batches = 30 * -(-10_000 // BATCH)
 
     def reencode() -> None:
@@ -95,22 +95,6 @@ def reencoding_row() -> Row:
         target=100.0,
         note=f"the other: one of its {batches:,} steps, measured seven times and extrapolated",
     )
-
-
-def textbook_head_step(features: int) -> Callable[[Tensor], None]:
-    tuner = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features))
-    classifier = nn.Linear(features, 10)
-    optimizer = torch.optim.AdamW([*tuner.parameters(), *classifier.parameters()], lr=1e-3)
-    y = torch.randint(0, 10, (BATCH,))
-
-    def step(F: Tensor) -> None:
-        Z = tuner(F)
-        loss = nn.functional.cross_entropy(classifier(Z), y) + 0.01 * textbook_terms(Z, F)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def loader_row() -> Row:

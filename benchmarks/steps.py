@@ -31,22 +31,28 @@ def textbook_terms(Z: Tensor, F: Tensor) -> Tensor:
     return mse + cov - sigma[0] / sigma.sum()
 
 
-def textbook_step(multiple: int, samples: int, features: int) -> Callable[[], None]:
-    """Modules, autograd and AdamW with its default settings."""
+def textbook_step_on(multiple: int, samples: int, features: int) -> Callable[[Tensor], None]:
+    """A step on features F (M, D) with modules, autograd and AdamW with its default settings."""
     hidden = multiple * features
     tuner = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, features))
     classifier = nn.Linear(features, NUM_CLASSES)
     optimizer = torch.optim.AdamW([*tuner.parameters(), *classifier.parameters()], lr=1e-3)
-    F, y = torch.randn(samples, features), torch.randint(0, NUM_CLASSES, (samples,))
+    y = torch.randint(0, NUM_CLASSES, (samples,))
 
-    def run() -> None:
+    def step(F: Tensor) -> None:
         Z = tuner(F)
         loss = nn.functional.cross_entropy(classifier(Z), y) + 0.01 * textbook_terms(Z, F)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return run
+    return step
+
+
+def textbook_step(multiple: int, samples: int, features: int) -> Callable[[], None]:
+    """That step on one batch."""
+    step, F = textbook_step_on(multiple, samples, features), torch.randn(samples, features)
+    return lambda: step(F)
 
 
 def our_step(multiple: int, samples: int, features: int, weight: float) -> Callable[[], None]:
