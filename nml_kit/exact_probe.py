@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -19,15 +20,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from nml_kit._head_inputs import on_host, require, require_finite
-from nml_kit._logistic_newton import LogisticObjective, Point, minimise
+from nml_kit._logistic_newton import LogisticObjective, Point
+from nml_kit._logistic_path import follow
 from nml_kit.errors import InvalidInputError
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
 
 _DTYPES = (np.float32, np.float64)  # others become float32's or float64's: float16 and integers the first
-# Neighbouring solutions lie on a smooth curve of log C; a little short of its tangent is safer than beyond it.
-_EXTRAPOLATION = 0.8
 
 
 class RegularisationPath(NamedTuple):
@@ -45,14 +45,14 @@ class RegularisationPath(NamedTuple):
 
 
 def regularisation_path(
-    X: Any, y: ArrayLike, Cs: int | Sequence[float] | FloatArray = 20, *, tol: float = 1e-6, max_iter: int = 100
+    X: Any, y: ArrayLike, Cs: int | Sequence[float] | FloatArray = 20, *, tol: float = 1e-4, max_iter: int = 100
 ) -> RegularisationPath:
     """Return the logistic-regression coefficients of every penalty strength in `Cs`, each solved to its minimum.
 
     X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is
     (N,) labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4; their
-    order does not matter. tol: the last Newton step predicts a decrease of the objective of at most this
-    fraction of it. Warns (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises
+    order does not matter. tol: the last Newton step decreased the objective by no more than this fraction of it, and
+    what remains is less (scikit-learn's default leaves more, at weak penalties by far). Warns (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises
     `InvalidInputError` for NaN or infinite features, fewer than two classes or settings out of range, and
     ValueError when X and y differ in length. Newton's method with conjugate gradients: Nocedal & Wright,
     Numerical Optimization, section 7.1.
@@ -99,7 +99,7 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
         C: float = 1.0,
         Cs: int | Sequence[float] | FloatArray | None = None,
         validation_fraction: float = 0.2,
-        tol: float = 1e-6,
+        tol: float = 1e-4,
         max_iter: int = 100,
         random_state: Any = 0,
     ) -> None:
@@ -174,57 +174,56 @@ def _path(
     max_iter: int,
     start: tuple[FloatArray, FloatArray] | None = None,
 ) -> RegularisationPath:
-    """Solve from the strongest penalty to the weakest, each started from the extrapolated curve of those before."""
-    mean = X.mean(axis=0, dtype=np.float64)
-    features, basis = _centred(X, mean)
-    objective = LogisticObjective(features, codes, len(classes))
+    """Solve for every penalty; equal ones are solved once."""
+    frame = _Frame(X, len(classes))
+    objective = LogisticObjective(frame.features, torch.from_numpy(codes), len(classes))
+    distinct, positions = np.unique(Cs, return_inverse=True)
     # With two classes softmax logits ∓z/2 are the sigmoid of z, and ‖W‖² is half of ‖coef_‖²: hence twice the penalty.
-    scale = (2.0 if len(classes) == 2 else 1.0) / len(X)
-    point = previous = objective.origin() if start is None else _to_point(*start, mean, basis)
-    found: dict[int, tuple[FloatArray, FloatArray, int]] = {}
-    unconverged = []
-    for index in np.argsort(Cs):
-        guess = point.plus(point.plus(previous, -1.0), _EXTRAPOLATION)
-        solution = minimise(objective, guess, scale / Cs[index], tol=tol, max_iter=max_iter)
-        previous, point = point if len(found) else solution.point, solution.point
-        if not solution.converged:
-            unconverged.append(float(Cs[index]))
-        found[int(index)] = (*_from_point(point, mean, basis), solution.steps)
-    if unconverged:
+    penalties = torch.from_numpy((2.0 if len(classes) == 2 else 1.0) / (len(X) * distinct))
+    first = objective.origin(1) if start is None else frame.point(*start)
+    found = follow(objective, first, torch.from_numpy(np.log(distinct)), penalties, tol=tol, max_iter=max_iter)
+    missed = distinct[~found.converged.numpy()]
+    if len(missed):
         warnings.warn(
             f"Expected convergence within max_iter={max_iter} Newton steps, got none at C = "
-            f"{', '.join(f'{C:g}' for C in unconverged)}. Raise max_iter or tol, use smaller C, or scale the features.",
+            f"{', '.join(f'{C:g}' for C in missed)}. Raise max_iter or tol, use smaller C, or scale the features.",
             ConvergenceWarning,
             stacklevel=3,
         )
-    coefficients, intercepts, steps = zip(*(found[index] for index in range(len(Cs))), strict=True)
-    return RegularisationPath(Cs, np.stack(coefficients), np.stack(intercepts), np.array(steps), classes)
+    coefficients, intercepts = frame.coefficients(found.point)
+    return RegularisationPath(
+        Cs, coefficients[positions], intercepts[positions], found.steps.numpy()[positions], classes
+    )
 
 
-def _centred(X: Array, mean: FloatArray) -> tuple[Array, Array | None]:
-    """Return centred features and, if N < D, the basis (D, N) of the rows in which they are expressed."""
-    features = X - mean.astype(X.dtype)
-    if len(X) >= X.shape[1]:
-        return features, None
-    # The penalty keeps the weights in the span of the rows, so N coordinates lose nothing.
-    left, values, basis = np.linalg.svd(features, full_matrices=False)
-    return left * values, basis.T
+class _Frame:
+    """The coordinates of the solver: centred features, in the basis of their rows if N < D, and softmax weights."""
 
+    def __init__(self, X: Array, num_classes: int) -> None:
+        self._mean = X.mean(axis=0, dtype=np.float64)
+        self._binary = num_classes == 2
+        features, self._basis = X - self._mean.astype(X.dtype), None
+        if len(X) < X.shape[1]:
+            # The penalty keeps the weights in the span of the rows, so N coordinates lose nothing.
+            left, values, self._basis = np.linalg.svd(features, full_matrices=False)
+            features = left * values
+        self.features = torch.from_numpy(features)
 
-def _from_point(point: Point, mean: FloatArray, basis: Array | None) -> tuple[FloatArray, FloatArray]:
-    weights, bias = point
-    if len(bias) == 2:
-        weights, bias = weights[:, 1:] - weights[:, :1], bias[1:] - bias[:1]
-    weights = weights if basis is None else basis @ weights
-    return weights.T, bias - mean @ weights
+    def coefficients(self, point: Point) -> tuple[FloatArray, FloatArray]:
+        """Coefficients (P, K, D) and intercepts (P, K) of X as it is, or one row of each if K = 2."""
+        weights, bias = point.weights.numpy(), point.bias.numpy()
+        if self._binary:
+            weights, bias = weights[:, 1:] - weights[:, :1], bias[:, 1:] - bias[:, :1]
+        weights = weights if self._basis is None else weights @ self._basis
+        return weights, bias - weights @ self._mean
 
-
-def _to_point(coefficients: FloatArray, intercepts: FloatArray, mean: FloatArray, basis: Array | None) -> Point:
-    weights, bias = coefficients.T, intercepts + coefficients @ mean
-    weights = weights if basis is None else basis.T @ weights
-    if len(bias) == 1:
-        weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    return Point(weights, bias)
+    def point(self, coefficients: FloatArray, intercepts: FloatArray) -> Point:
+        """The position of one solution, coefficients (K, D) and intercepts (K,)."""
+        weights, bias = coefficients, intercepts + coefficients @ self._mean
+        weights = weights if self._basis is None else weights @ self._basis.T
+        if self._binary:
+            weights, bias = np.vstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+        return Point(torch.from_numpy(weights)[None], torch.from_numpy(bias)[None])
 
 
 def _held_out(codes: Array, fraction: float, random: np.random.RandomState) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nml_kit import exact_probe
+from nml_kit import _logistic_path, exact_probe
 from nml_kit.errors import InvalidInputError
 from nml_kit.exact_probe import ExactLinearProbe, regularisation_path
 
@@ -109,6 +109,33 @@ def test_path_equals_solving_each_alone_in_any_order():
     for C, coefficients in zip(Cs, path.coefficients, strict=True):
         alone = ExactLinearProbe(C=C, tol=TIGHT).fit(X, y)
         np.testing.assert_allclose(coefficients, alone.coef_, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_what_remains_is_less_than_the_tolerance(dtype, spread):
+    X, y = blobs(400, num_features=30, num_classes=5)
+    X = (X * np.linspace(1, spread, 30)).astype(dtype)
+    Cs = np.logspace(-3, 2, 7)
+    path = regularisation_path(X, y, Cs)
+    exact = regularisation_path(X.astype(np.float64), y, Cs, tol=TIGHT)
+    for place, C in enumerate(Cs):
+        values = []
+        for solution in (path, exact):
+            probe = ExactLinearProbe()
+            probe.coef_, probe.intercept_ = solution.coefficients[place], solution.intercepts[place]
+            values.append(objective(probe, X, y, C))
+        assert values[1] * (1 - 1e-9) <= values[0] <= values[1] * (1 + 1e-4)
+
+
+def test_penalties_given_twice_and_small_parts_of_the_path(monkeypatch):
+    X, y = blobs()
+    Cs = np.array([1.0, 0.1, 1.0, 10.0, 0.3, 3.0])
+    path = regularisation_path(X, y, Cs, tol=TIGHT)
+    np.testing.assert_array_equal(path.coefficients[0], path.coefficients[2])
+    monkeypatch.setattr(_logistic_path, "_BYTES_AT_ONCE", 1)
+    parts = regularisation_path(X, y, Cs, tol=TIGHT)
+    np.testing.assert_allclose(parts.coefficients, path.coefficients, rtol=1e-5, atol=1e-6)
 
 
 def test_choice_of_c_equals_an_explicit_loop_and_is_refitted_to_all():

@@ -19,7 +19,7 @@ LAYERS = (
     "_version errors",
     "files noise _workspace _head_inputs _feature_rows intervals",
     "store regularizers _head_layers _gram _qr _logistic_newton",
-    "_accumulator",
+    "_accumulator _logistic_path",
     "spectrum",
     "records datasets networks _head_optimizer recipes",
     "_head_training",
