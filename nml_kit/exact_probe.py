@@ -51,11 +51,11 @@ def regularisation_path(
 
     X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is
     (N,) labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4; their
-    order does not matter. tol: the last Newton step decreased the objective by no more than this fraction of it, and
-    what remains is less (scikit-learn's default leaves more, at weak penalties by far). Warns (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises
-    `InvalidInputError` for NaN or infinite features, fewer than two classes or settings out of range, and
-    ValueError when X and y differ in length. Newton's method with conjugate gradients: Nocedal & Wright,
-    Numerical Optimization, section 7.1.
+    order does not matter. tol: the last Newton step decreased the objective by at most this fraction of it, and
+    what remains is of that order (scikit-learn's default leaves more at weak penalties, up to as much again). Warns
+    (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises `InvalidInputError` for NaN or infinite
+    features, fewer than two classes or settings out of range, and ValueError when X and y differ in length.
+    Newton's method with conjugate gradients: Nocedal & Wright, Numerical Optimization, section 7.1.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
