@@ -1,12 +1,11 @@
 """One training step of a head with NMTune's terms, against the formulas as they read and against a plain step."""
 
-import statistics
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, compare, in_turn
+from benchmarks.measure import Row, compare, where_time_goes
 from nml_kit._head_training import Stack, Trainee, TrainingSettings, build_network
 
 NUM_CLASSES = 10
@@ -88,47 +87,29 @@ def products_alone(multiple: int, samples: int, features: int) -> Callable[[], N
     return run
 
 
-def where_time_goes(multiple: int, samples: int, features: int, loops: int) -> str:
-    """The parts of a step that no formulation here avoids, each timed alone."""
-    network = build_network(features, NUM_CLASSES, "paper", multiple * features, torch.Generator().manual_seed(0))
-    settings = TrainingSettings("paper", (0.01,) * 3, 1, samples, 1e-3, 1e-4, False)
-    codes = torch.zeros(samples, dtype=torch.int64)
-    optimizer = Stack([Trainee(network, settings, torch.arange(samples), codes, order_seed=0)]).optimizer()
-    Z = torch.randn(samples, features, dtype=torch.float64)
-    gram, gradient = Z @ Z.T, torch.empty_like(Z)
-    parts = {
-        "float32 products": products_alone(multiple, samples, features),
-        "AdamW": lambda: optimizer.step(1.0),
-        "eigenvectors of the Gram matrix": lambda: torch.linalg.eigh(gram),
-        "float64 products": lambda: (torch.mm(Z, Z.T, out=gram), torch.mm(gram, Z, out=gradient)),
-    }
-    times = in_turn(*parts.values(), loops=loops)
-    shares = (f"{name} {1e3 * statistics.median(samples):.3g} ms" for name, samples in zip(parts, times, strict=True))
-    return f"alone: {', '.join(shares)}"
-
-
 def rows() -> Iterator[Row]:
     for multiple, samples, features, target in SHAPES:
         size = f"{multiple} D hidden, M = {samples}, D = {features}"
         shape = (multiple, samples, features)
         floor = products_alone(*shape)
         large = multiple == 4 and features == 2048
+        ours = our_step(*shape, 0.01)
         loops = 20 if features == 512 else 3 if samples <= 256 else 1
         yield compare(
             f"NMTune step, {size}",
             "textbook: full SVD, D×D covariance, autograd, default AdamW",
-            our_step(*shape, 0.01),
+            ours,
             textbook_step(*shape),
             floor=floor,
             target=target,
             target_floor=0.65 if large else None,
             loops=loops,
-            note=where_time_goes(*shape, loops),
+            note=where_time_goes(ours),
         )
         yield compare(
             f"NMTune step, {size}",
             "our plain MLP step, same optimiser",
-            our_step(*shape, 0.01),
+            ours,
             our_step(*shape, 0.0),
             floor=floor,
             target=1 / 1.08 if large and samples <= 256 else None,
