@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nml_kit._sgd import learning_rate_at, shift_images
+from nml_kit._sgd import draw_shifts, learning_rate_at, shift_images
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.noise import inject_label_noise
 from nml_kit.pretrain import pretrain
@@ -106,7 +106,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine():
 
 def test_shifts_move_whole_images_and_repeat_the_edge():
     images = torch.arange(6 * 6).view(1, 6, 6, 1).repeat(200, 1, 1, 1)
-    shifted = shift_images(images, 2, np.random.default_rng(0))
+    shifted = shift_images(images, draw_shifts(200, 2, np.random.default_rng(0)))
     seen = set()
     for image in shifted[..., 0].numpy():
         down, right = divmod(int(image[3, 3]) - (3 * 6 + 3) + 2 * 6 + 2, 6)
