@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import Row, compare, exponent, in_turn
 from nml_kit import LinearProbe, extract_features, load_backbone, load_task
-from nml_kit._sgd import shift_images
+from nml_kit._sgd import draw_shifts, shift_images
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task
 from nml_kit.features import BATCH_ROWS
@@ -87,8 +87,8 @@ def shift_row() -> Row:
     return compare(
         "shifting a batch of 128 images (augmentation)",
         "one image at a time",
-        lambda: shift_images(images, 2, generator),
-        lambda: [shift_images(image[None], 2, generator) for image in images],
+        lambda: shift_images(images, draw_shifts(len(images), 2, generator)),
+        lambda: [shift_images(image[None], draw_shifts(1, 2, generator)) for image in images],
     )
 
 

@@ -1,7 +1,8 @@
 """Frozen feature extractors by name: our checkpoints, the compact ResNet, torchvision, timm, any callable."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class ImageTransform:
         if self.crop is not None:
             top, left = ((side - self.crop) // 2 for side in batch.shape[-2:])
             batch = batch[..., top : top + self.crop, left : left + self.crop]
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (batch.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return batch.sub(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
@@ -74,6 +75,17 @@ class Backbone:
             "layer": self.layer,
         }
 
+    @property
+    def _device(self) -> torch.device:
+        weights = self.encode.parameters() if isinstance(self.encode, nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
+
+    def on(self, device: torch.device) -> "Backbone":
+        """This backbone on a device, a copy of it where it has to move; what is not a torch module stays."""
+        if not isinstance(self.encode, nn.Module) or device == self._device:
+            return self
+        return replace(self, encode=deepcopy(self.encode).to(device))
+
     @torch.inference_mode()
     def __call__(self, inputs: NDArray[Any]) -> Tensor:
         """Features (B, D) float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
@@ -85,8 +97,8 @@ class Backbone:
                 f"Backbone {self.name!r}: expected a network in eval mode, but part of it is in training mode; "
                 "call .eval() on it."
             )
-        batch = inputs if self.transform is None else self.transform(torch.from_numpy(inputs))
-        features = torch.as_tensor(self.encode(batch)).float()
+        batch = inputs if self.transform is None else self.transform(torch.from_numpy(inputs).to(self._device))
+        features = torch.as_tensor(self.encode(batch)).float().cpu()
         if features.ndim != 2 or len(features) != len(inputs):
             raise InvalidInputError(
                 f"Backbone {self.name!r}: expected features of shape ({len(inputs)}, D), "

@@ -32,6 +32,10 @@ class DataFileError(NMLError, RuntimeError):
     """A data file that is missing, cut short or not in the expected format."""
 
 
+class ProcessFailedError(NMLError, RuntimeError):
+    """Another one of the processes that work together failed; the message is its error."""
+
+
 class MissingDependencyError(NMLError, ImportError):
     """An optional package that the requested feature needs."""
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nml_kit._processes import Processes, launched_processes
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task, require_unique_ids, select_rows
-from nml_kit.errors import CorruptEntryError, InvalidInputError
+from nml_kit.errors import CorruptEntryError, InvalidInputError, StoreError
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.store import Store, fingerprint
 
@@ -79,7 +80,10 @@ def extract_features(
 
     They are found again by what determines them (ids, inputs, weights, transform, layer, dtype), never by a name, so
     they cannot be stale. Killed at any moment and called again, extraction goes on from the last whole shard.
-    Raises InvalidInputError if the backbone is not in eval mode or gives NaN, infinite or wrongly shaped features.
+    Several processes that `torchrun` or `accelerate launch` started share the shards, and store the same bytes as one
+    with as many threads and the same device (a GPU if there is one).
+    Raises InvalidInputError if the backbone is not in eval mode or gives NaN, infinite or wrongly shaped features;
+    ProcessFailedError if that happens in another process.
     Source: the paper's section 2 (freeze; extract penultimate features once per data set).
 
     >>> from nml_kit import load_backbone, load_task
@@ -88,13 +92,18 @@ def extract_features(
     (256, dtype('float32'))
     """
 
+    processes = launched_processes()
+
     def build(work: Path) -> dict[str, Any]:
-        shards = _extract_shards(task, backbone, dtype, work, progress)
-        values = np.concatenate([read_tensors(shard)["values"] for shard in shards])
+        _extract_shards(task, backbone.on(processes.device), dtype, work, progress, processes)
+        if not processes.leads:
+            return {}
+        values = _merged(task, work)
         write_tensors(work / "entry" / "features.safetensors", {"values": values, "ids": _encoded(task.ids)})
         return {"task": task.name, "backbone": backbone.name, "shape": list(values.shape), "dtype": dtype}
 
-    entry = (store or Store()).get_or_build(FEATURES_KIND, _features_key(task, backbone, dtype), build)
+    key = _features_key(task, backbone, dtype)
+    entry = processes.get_or_build(store or Store(), FEATURES_KIND, key, build)
     tensors = entry.tensors("features.safetensors")
     if not np.array_equal(tensors["ids"], _encoded(task.ids)):
         raise CorruptEntryError(f"{entry.path}: expected the ids of task {task.name!r}, in order, but got others.")
@@ -114,15 +123,45 @@ def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
             "backbone": backbone.key}  # fmt: skip
 
 
-def _extract_shards(task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool) -> list[Path]:
+def _shards(task: Task, work: Path) -> dict[Path, range]:
+    """The rows that each file of a whole extraction holds."""
     starts = range(0, len(task), SHARD_ROWS)
-    shards = [work / f"shard-{start:09d}.safetensors" for start in starts]
-    todo = tqdm(starts, f"features of {task.name}", unit="shard", disable=not progress, leave=False)
-    for start, shard in zip(todo, shards, strict=True):
-        if not shard.exists():
-            rows = range(start, min(start + SHARD_ROWS, len(task)))
-            write_tensors(shard, {"values": _encode_rows(task, backbone, rows, dtype)})
-    return shards
+    return {work / f"shard-{start:09d}.safetensors": range(start, min(start + SHARD_ROWS, len(task)))
+            for start in starts}  # fmt: skip
+
+
+def _extract_shards(
+    task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool, processes: Processes
+) -> None:
+    """Write the shards that are missing, one a process at a time: an error in one is known to all after that one."""
+    shards = _shards(task, work)
+    missing = processes.tell([path.name for path in shards if not path.exists()])
+    with tqdm(total=len(shards), initial=len(shards) - len(missing), desc=f"features of {task.name}", unit="shard",
+              disable=not (progress and processes.leads), leave=False) as bar:  # fmt: skip
+        for first in range(0, len(missing), processes.count):
+            at_once = missing[first : first + processes.count]
+            with processes.agreed():
+                for name in at_once[processes.index : processes.index + 1]:
+                    values = _encode_rows(task, backbone, shards[work / name], dtype)
+                    write_tensors(work / name, {"values": values})
+            bar.update(len(at_once))
+
+
+def _merged(task: Task, work: Path) -> NDArray[np.floating]:
+    """The rows of all shards, after a check that each id has one."""
+    parts, found = [], np.zeros(len(task), dtype=int)
+    for path, rows in _shards(task, work).items():
+        if path.exists():
+            parts.append(read_tensors(path)["values"])
+            found[rows.start : rows.start + len(parts[-1])] += 1
+    wrong = np.flatnonzero(found != 1)
+    if len(wrong):
+        raise StoreError(
+            f"Features of {task.name!r}: expected one row in {work} for each of {len(task)} ids, but got "
+            f"{found[wrong[0]]} for {str(task.ids[wrong[0]])!r} ({len(wrong)} ids are wrong); all processes must share "
+            "the store. Run `nml store prune`, then again."
+        )
+    return np.concatenate(parts)
 
 
 def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str) -> NDArray[np.floating]:

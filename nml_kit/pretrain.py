@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nml_kit._processes import Processes, launched_processes
 from nml_kit._sgd import (
     PreparedImages,
     accuracy,
@@ -37,6 +38,7 @@ PRETRAIN_VERSION = 1
 class _Run:
     """One pre-training in progress; `history` has one row per finished epoch."""
 
+    processes: Processes
     network: nn.Module
     optimizer: torch.optim.Optimizer
     train: PreparedImages
@@ -60,7 +62,10 @@ def pretrain(
     of the noise record and, per epoch, the loss, the accuracy on the clean test split and the share of flipped
     labels that the network predicts (memorised); all are fractions. Killed at any moment and called again, it goes
     on from the last whole epoch and gives the same weights, to the bit on a CPU.
-    Raises InvalidInputError if the noise record belongs to other labels, UnknownNameError for an unknown recipe.
+    Several processes that `torchrun` or `accelerate launch` started divide each batch of the recipe, statistics of
+    batch normalisation included, and give what one gives up to rounding; the device is a GPU if there is one.
+    Raises InvalidInputError if the noise record belongs to other labels, UnknownNameError for an unknown recipe,
+    ProcessFailedError for an error in another process.
     Source: the paper's section 2 (one network from scratch per noise ratio).
 
     >>> from nml_kit import Recipe, inject_label_noise, load_task
@@ -70,17 +75,22 @@ def pretrain(
     >>> backbone.card["noise"]["requested_ratio"], len(backbone.card["history"])
     (0.1, 1)
     """
-    recipe = resolve_recipe(recipe)
+    recipe, processes = resolve_recipe(recipe), launched_processes()
     train, test = task.select(split="train"), task.select(split="test")
 
     def build(work: Path) -> dict[str, Any]:
-        run, transform = _start(train, test, noise, recipe, seed)
-        _train(run, recipe, seed, work / "checkpoint.safetensors", f"γ={noise.requested_ratio:g}", progress)
-        write_tensors(work / "entry" / "weights.safetensors", _arrays(run.network.state_dict()))
+        checkpoint = work / "checkpoint.safetensors"
+        with processes.agreed():
+            run, transform = _start(train, test, noise, recipe, seed, processes)
+            if checkpoint.exists():
+                _restore(run, checkpoint)
+        _train(run, recipe, seed, checkpoint, f"γ={noise.requested_ratio:g}", progress)
+        if processes.leads:
+            write_tensors(work / "entry" / "weights.safetensors", _arrays(run.network.state_dict()))
         return _card(task, noise, recipe, seed, transform) | {"history": run.history}
 
     store = store or Store()
-    entry = store.get_or_build(PRETRAINED_KIND, _pretraining_key(task, noise, recipe, seed), build)
+    entry = processes.get_or_build(store, PRETRAINED_KIND, _pretraining_key(task, noise, recipe, seed), build)
     return load_backbone(f"nml:{entry.digest}", store=store)
 
 
@@ -102,15 +112,18 @@ def _pretraining_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -
             "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
 
 
-def _start(train: Task, test: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> tuple[_Run, ImageTransform]:
+def _start(
+    train: Task, test: Task, noise: LabelNoise, recipe: Recipe, seed: int, processes: Processes
+) -> tuple[_Run, ImageTransform]:
     transform = standardising_transform(train)
 
     def prepare(part: Task, labels: NDArray[np.int64]) -> PreparedImages:
         return PreparedImages(torch.from_numpy(part.images), torch.from_numpy(labels), transform)
 
     network = build_network(recipe.architecture, num_classes=train.num_classes, seed=seed)
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(processes.device).to(memory_format=torch.channels_last)
     run = _Run(
+        processes,
         network,
         make_optimizer(network, recipe.learning_rate, recipe.momentum, recipe.weight_decay),
         train=prepare(train, noise.noisy),
@@ -121,18 +134,21 @@ def _start(train: Task, test: Task, noise: LabelNoise, recipe: Recipe, seed: int
 
 
 def _train(run: _Run, recipe: Recipe, seed: int, checkpoint: Path, label: str, progress: bool) -> None:
-    if checkpoint.exists():
-        _restore(run, checkpoint)
-    start = len(run.history)
+    processes, start = run.processes, len(run.history)
+    with processes.lockstep():
+        parallel = processes.data_parallel(run.network)
     epochs = range(start, recipe.epochs)
     for epoch in tqdm(epochs, f"pretrain {label} seed={seed}", recipe.epochs, initial=start, unit="epoch",
-                      disable=not progress, leave=False):  # fmt: skip
-        loss = train_epoch(run.network, run.optimizer, run.train, recipe, epoch, seed)
-        row = {"epoch": epoch + 1, "loss": loss, "test_accuracy": accuracy(run.network, run.test)}
-        if len(run.flipped.labels):
-            row["memorised"] = accuracy(run.network, run.flipped)
+                      disable=not (progress and processes.leads), leave=False):  # fmt: skip
+        with processes.lockstep():
+            loss = train_epoch(parallel, run.optimizer, run.train, recipe, epoch, seed, processes)
+            row = {"epoch": epoch + 1, "loss": loss, "test_accuracy": accuracy(run.network, run.test, processes)}
+            if len(run.flipped.labels):
+                row["memorised"] = accuracy(run.network, run.flipped, processes)
         run.history.append(row)
-        _save(run, checkpoint)
+        with processes.agreed():
+            if processes.leads:
+                _save(run, checkpoint)
 
 
 def _save(run: _Run, checkpoint: Path) -> None:
@@ -154,7 +170,7 @@ def _restore(run: _Run, checkpoint: Path) -> None:
 
 
 def _arrays(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
-    return {prefix + name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+    return {prefix + name: tensor.detach().contiguous().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def standardising_transform(train: Task) -> ImageTransform:

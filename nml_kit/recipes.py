@@ -1,8 +1,8 @@
 """Pre-training recipes: named, validated settings, light to import."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from nml_kit.errors import unknown_name
 
@@ -11,6 +11,8 @@ class Recipe(BaseModel):
     """How a network is pre-trained: SGD with Nesterov momentum, linear warm-up, then a cosine schedule to zero.
 
     `max_shift` moves each image by up to that many pixels each way; 0 means no augmentation.
+    `batch_size` is that of a whole step, whatever the number of processes; `accumulate` divides a step into that many
+    passes to save memory. Batch normalisation then sees one pass at a time; everything else stays as it is.
 
     >>> Recipe(epochs=3).batch_size
     128
@@ -27,6 +29,24 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(1.0, ge=0)
     max_shift: int = Field(2, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _passes_of_two_or_more(self) -> Self:
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"expected at least 2 samples a pass, for batch normalisation, but got batch_size={self.batch_size} in "
+                f"accumulate={self.accumulate} passes; lower `accumulate`"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_accumulate(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `accumulate` out at its default: networks stored before it existed are still found."""
+        content = handler(self)
+        if self.accumulate == 1:
+            content.pop("accumulate", None)
+        return content
 
 
 # How much noise a network memorises depends on epochs and augmentation; the study varies both together.

@@ -12,6 +12,7 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
+from nml_kit._processes import launched_count
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.datasets import Task, load_task
 from nml_kit.errors import InvalidInputError, unknown_name
@@ -187,6 +188,10 @@ def _in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs:
     """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
     if not calls:
         return
+    if (
+        launched_count() > 1
+    ):  # these divide each network among themselves; processes of their own would not be among them
+        jobs = 1
     with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
         done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
         for _ in tqdm(done, title, len(calls), disable=not title, leave=False):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from nml_kit._sgd import learning_rate_at, shift_images
+from nml_kit._processes import launched_processes
+from nml_kit._sgd import PreparedImages, draw_shifts, learning_rate_at, make_optimizer, shift_images, train_epoch
+from nml_kit.backbones import ImageTransform
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.noise import inject_label_noise
 from nml_kit.pretrain import pretrain
@@ -106,7 +108,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine():
 
 def test_shifts_move_whole_images_and_repeat_the_edge():
     images = torch.arange(6 * 6).view(1, 6, 6, 1).repeat(200, 1, 1, 1)
-    shifted = shift_images(images, 2, np.random.default_rng(0))
+    shifted = shift_images(images, draw_shifts(200, 2, np.random.default_rng(0)))
     seen = set()
     for image in shifted[..., 0].numpy():
         down, right = divmod(int(image[3, 3]) - (3 * 6 + 3) + 2 * 6 + 2, 6)
@@ -115,3 +117,27 @@ def test_shifts_move_whole_images_and_repeat_the_edge():
         np.testing.assert_array_equal(image, images[0, :, :, 0].numpy()[np.ix_(rows, columns)])
         seen.add((down, right))
     assert len(seen) == 25
+
+
+def test_without_batch_norm_passes_add_up_to_the_undivided_batch(task):
+    def weights_and_loss(accumulate):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3072, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
+        )
+        data = PreparedImages(torch.from_numpy(task.images), torch.from_numpy(task.labels), ImageTransform())
+        recipe = Recipe(epochs=1, batch_size=17, learning_rate=0.01, accumulate=accumulate)  # the last batch has 11
+        loss = train_epoch(network, make_optimizer(network, 0.01, 0.9, 5e-4), data, recipe, 0, 0, launched_processes())
+        return torch.cat([values.flatten() for values in network.state_dict().values()]), loss
+
+    (whole, loss), (divided, divided_loss) = weights_and_loss(1), weights_and_loss(5)
+    torch.testing.assert_close(divided, whole, atol=1e-5, rtol=0)
+    assert divided_loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_accumulation_is_checked_and_left_out_of_the_key_at_its_default():
+    with pytest.raises(ValueError, match=r"at least 2 samples a pass.*batch_size=8 in accumulate=5 passes; lower"):
+        Recipe(batch_size=8, accumulate=5)
+    assert Recipe(accumulate=2).model_dump() == {**Recipe().model_dump(), "accumulate": 2}
+    assert "accumulate" not in Recipe().model_dump()
+    assert Recipe.model_validate(Recipe().model_dump()) == Recipe()
