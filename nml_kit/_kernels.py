@@ -31,7 +31,6 @@ def kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
             "kernel_manager_class": ThisPythonManager,
             "config": Config({"ThisPythonManager": connection}),
             "resources": {"metadata": {"path": str(run_dir)}},
-            "coalesce_streams": True,
         }
 
 
@@ -61,9 +60,9 @@ class ThisPythonManager(AsyncKernelManager):
         await super().cleanup_resources(restart=restart)
 
 
-def interrupt_kernels() -> None:
-    """Interrupt the cell that each kernel of this process is running, as Ctrl-C in a notebook does."""
+def interrupt_kernels(*, kill: bool = False) -> None:
+    """Interrupt the cell that each kernel of this process is running, as Ctrl-C in a notebook does; or end it."""
     for manager in list(_RUNNING):
         process = getattr(manager.provisioner, "process", None)
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGKILL if kill else signal.SIGINT)

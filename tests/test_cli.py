@@ -17,7 +17,8 @@ from nml_kit._version import __version__
 from nml_kit.cli import app
 from nml_kit.files import write_tensors
 from nml_kit.store import Store
-from tests.test_batch import summary_frame, write_notebook
+from tests.test_batch import write_notebook
+from tests.test_summary import summary_frame
 
 NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
 

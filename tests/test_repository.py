@@ -31,9 +31,12 @@ LAYERS = (
     "evaluate profiles",
     "study look",
     "plots",
-    "export parameters _kernels",
-    "suites",
+    "export parameters _kernels summary",
+    "suites status",
+    "_execution _estimates",
+    "_run",
     "batch doctor",
+    "_console",
     "cli",
 )
 ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers", "_workspace")
