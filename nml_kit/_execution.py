@@ -15,14 +15,15 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from nml_kit._kernel_output import TEXT_LIMIT
 from nml_kit._kernels import KERNEL_LOG, kernel_options
 from nml_kit.errors import DataFileError
 from nml_kit.files import read_json
 from nml_kit.status import State
 
 UNFINISHED = "unfinished.ipynb"
-TEXT_LIMIT = 1_000_000  # characters that each stream of a cell, and each text result, may leave in the notebook
 _ERROR_LIMIT = 2_000
+_DRAIN = 60  # seconds to read what a cell left to read when it ended
 _KERNEL_STARTS = 3
 _NO_START = re.compile(r"before replying to kernel_info|didn't respond in \d+ seconds|Address already in use")
 _ENGINE = "nml_kit"
@@ -62,7 +63,8 @@ def execute(
             with kernel_options(run_dir) as options:
                 papermill.execute_notebook(
                     node, target, values, engine_name=_ENGINE, kernel_name="python3", progress_bar=False,
-                    stderr_file=progress, timeout_func=_time_left(timeout), **options,
+                    stderr_file=progress, timeout_func=_time_left(timeout),
+                    iopub_timeout=_DRAIN, **options,
                 )  # fmt: skip
             return Outcome("interrupted" if stop.is_set() else "done")
         except PapermillExecutionError as error:
@@ -71,8 +73,10 @@ def execute(
             return _failed("failed", _source_cell(node, values, error.cell_index), f"{error.ename}: {error.evalue}")
         except KeyboardInterrupt:
             return Outcome("interrupted")
-        except CellTimeoutError:
-            return _failed("timed out", _cell_at_work(run_dir), f"not finished after the {timeout:g} s of --timeout")
+        except CellTimeoutError as error:
+            if "IOPub" in str(error):  # messages were lost: the kernel drops what is not read in time
+                return _failed("failed", _cell_at_work(run_dir), "it displayed more than could be read; show less")
+            return _failed("timed out", _cell_at_work(run_dir), f"not finished within {timeout:g} s")
         except DeadKernelError:
             if stop.is_set():
                 return Outcome("interrupted")
@@ -129,56 +133,35 @@ class _Engine(NBClientEngine):
 
 
 class _BoundedClient(PapermillNotebookClient):
-    """Keeps the head of each stream of a cell; what comes beyond is counted, not kept.
+    """Joins the texts of a cell as they come and cuts what the kernel does not: long results, errors, nested bars.
 
     (nbclient's own joining of streams takes time that grows with the square of the length of a line.)
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._cut: dict[tuple[int, str], tuple[str, int]] = {}
-
     def output(self, outs: list[NotebookNode], msg: Any, display_id: str | None, cell_index: int) -> Any:
         made = super().output(outs, msg, display_id, cell_index)
         if made is not None and made.output_type == "stream":
-            self._join_stream(outs, (cell_index, made.name))
+            _join_stream(outs)
         elif made is not None and made.output_type == "error":
             made.evalue, made.traceback = _head(made.evalue), [_head(line) for line in made.traceback]
         elif made is not None and "text/plain" in made.data:
             made.data["text/plain"] = _head(made.data["text/plain"])
         return made
 
-    def _join_stream(self, outs: list[NotebookNode], key: tuple[int, str]) -> None:
-        """Join the last output, a stream, to the first of its name."""
-        new, first = outs[-1], next(one for one in outs if one.output_type == "stream" and one.name == key[1])
-        if first is new:
-            self._cut.pop(key, None)  # the first, or the first after the output was cleared
-            first = NotebookNode(new)  # what a terminal shows of `new` is not bounded
-            outs[-1] = first
-        else:
-            outs.pop()
-            if key not in self._cut:
-                first.text += new.text
-        if key in self._cut:
-            head, count = self._cut[key]
-            self._cut[key] = head, count + len(new.text)
-        elif len(first.text) > TEXT_LIMIT:
-            first.text = _rewritten(first.text)
-            if len(first.text) <= TEXT_LIMIT:
-                return
-            self._cut[key] = first.text[:TEXT_LIMIT], len(first.text) - TEXT_LIMIT
-        else:
-            return
-        head, count = self._cut[key]
-        first.text = _with_note(head, count)
+
+def _join_stream(outs: list[NotebookNode]) -> None:
+    """Join the last output, a stream, to the first of its name."""
+    new = outs.pop()
+    first = next((one for one in outs if one.output_type == "stream" and one.name == new.name), None)
+    if first is None:
+        outs.append(NotebookNode(new))  # a copy: what a terminal shows is `new` alone
+        return
+    text = first.text + new.text
+    first.text = text if len(text) <= 2 * TEXT_LIMIT else _head(_rewritten(text))
 
 
 def _head(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else _with_note(text[:TEXT_LIMIT], len(text) - TEXT_LIMIT)
-
-
-def _with_note(head: str, count: int) -> str:
-    return f"{head}\n… {count:,} more characters were cut here …\n"
+    return text if len(text) <= TEXT_LIMIT else text[:TEXT_LIMIT] + "\n… the rest is cut …\n"
 
 
 def _as_a_terminal_shows(cell: NotebookNode) -> None:

@@ -16,6 +16,7 @@ from traitlets import default
 from traitlets.config import Config
 
 KERNEL_LOG = "kernel.log"
+_OUTPUT = str(Path(__file__).with_name("_kernel_output.py"))
 _RUNNING: set["ThisPythonManager"] = set()
 
 
@@ -38,7 +39,9 @@ class ThisPythonSpec(KernelSpecManager):
     """The interpreter that runs nml, whatever kernels are installed under the name python3."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        bound = f"__import__('runpy').run_path({_OUTPUT!r})['load_ipython_extension'](get_ipython())"
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv.append(f"--IPKernelApp.exec_lines={bound}")
         env = {"PLOTLY_RENDERER": "plotly_mimetype"}
         return KernelSpec(argv=argv, env=env, display_name=kernel_name, language="python")
 

@@ -1,7 +1,10 @@
 """Real notebooks in real kernels; each start costs seconds, so one run serves several tests."""
 
 import json
+import os
+import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,7 +15,7 @@ from nml_kit import batch, suites
 from nml_kit._run import prepare
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.profiles import profiles_dir
-from nml_kit.status import RunStatus
+from nml_kit.status import RunStatus, read_statuses
 
 pytestmark = pytest.mark.xdist_group("batch")  # one process: its tests share what is made once
 PARAMETERS = (
@@ -130,6 +133,114 @@ def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(tm
         ("a", 0, ""), ("b", 0, ""), ("last", 0, "")]  # fmt: skip
     with pytest.raises(InvalidInputError, match="Expected jobs of at least 1, got 0"):
         batch.run_suite(plan, jobs=0)
+
+
+def actions(plan: list[suites.PlannedRun], **options) -> dict[str, str]:
+    return {row.run.name: row.action for row in batch.look_ahead(plan, **options)}
+
+
+def test_a_grid_resumes_with_what_is_not_done(tmp_path):
+    """Each execution leaves a line; the run with seed 1 fails until a file is there."""
+    code = (
+        "import pathlib\nroot = pathlib.Path(run_dir).parents[3]\n"
+        "with (root / 'log').open('a') as log: log.write(f'{seed}\\n')\n"
+    )
+    parameters = 'profile = "smoke"\nseed = 7\nrun_dir = ""'
+    notebook = tmp_path / "n.ipynb"
+    write_notebook(notebook, code + "assert seed == 0 or (root / 'ready').exists()", parameters=parameters)
+
+    def plan(**options):
+        return suites.plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [0, 1]}, **options)
+
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert [status.state for status in batch.run_suite(plan())] == ["done", "failed"]
+    assert actions(plan()) == {"n/seed=0": "hit", "n/seed=1": "retry"}
+    assert {row.run.name: row.seconds for row in batch.look_ahead(plan())}["n/seed=1"] > 0
+    (tmp_path / "ready").touch()
+    results = batch.run_suite(plan())
+    assert [(status.name, status.state) for status in results] == [("n/seed=0", "hit"), ("n/seed=1", "done")]
+    assert [status.state for status in batch.run_suite(plan())] == ["hit", "hit"]
+    assert (tmp_path / "log").read_text() == "0\n1\n1\n"
+
+    assert actions(plan(), force=True) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert actions(plan(), only="*seed=1") == {"n/seed=1": "hit"}
+    with pytest.raises(InvalidInputError, match=r"got 'x\*'\. Runs: n/seed=0, n/seed=1"):
+        batch.look_ahead(plan(), only="x*")
+    own = tmp_path / "smoke.yaml"
+    own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    moved = [replace(run, profile=str(own)) for run in plan()]
+    assert set(actions(moved).values()) == {"hit"}  # the same content elsewhere
+    own.write_text(own.read_text() + "\nhead_epochs: 77\n")
+    assert set(actions(moved).values()) == {"run"}
+    (tmp_path / "runs" / "smoke" / "n" / "seed=0" / "notebook.html").unlink()
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "hit"}
+    write_notebook(notebook, code, parameters=parameters)
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert {one.state for one in read_statuses(tmp_path)} == {"done"}
+
+
+def test_a_run_and_its_execution_travel_to_another_process():
+    run = suites.PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
+    execute, arrived = pickle.loads(pickle.dumps((batch.execute_run, run)))  # noqa: S301 (our own)
+    assert execute is batch.execute_run
+    assert arrived == run
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    plan = [suites.PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
+    with pytest.raises(InvalidInputError, match="got two runs in one"):
+        batch.run_suite(plan)
+
+
+def test_later_stages_wait_for_earlier_ones_unless_told_to_keep_going(tmp_path):
+    write_notebook(tmp_path / "bad.ipynb", "1 / 0")
+    write_notebook(tmp_path / "later.ipynb")
+    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
+            for name, stage in (("bad", 0), ("later", 1))]  # fmt: skip
+    bad, later = batch.run_suite(plan)
+    assert (bad.state, later.state, later.exit_code) == ("failed", "skipped", 3)
+    assert later.error == "not started: bad did not end well"
+    assert not later.run_dir.exists()
+    assert {one.name: one.state for one in read_statuses(tmp_path / "runs")} == {"bad": "failed", "later": "waiting"}
+    assert [one.state for one in batch.run_suite(plan, keep_going=True)] == ["failed", "done"]
+
+
+def test_a_run_that_hangs_is_ended_in_time(tmp_path):
+    hang = (
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open('pid', 'w').write(str(os.getpid()))"
+    )
+    notebook = write_notebook(tmp_path / "hangs.ipynb", hang, "while True: time.sleep(1)")
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run", timeout=4)
+    assert (result.state, result.exit_code, result.cell) == ("timed out", 1, 4)
+    assert result.error == "cell 4: not finished within 4 s"
+    assert result.seconds < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "run" / "pid").read_text()), 0)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(InvalidInputError, match="Expected a timeout above 0 seconds"):
+            batch.run_suite([], timeout=timeout)
+
+
+def test_what_a_cell_prints_is_cut_and_counted(tmp_path):
+    """A flood in small pieces, one line without an end, a long result; progress bars do not use up the room."""
+    notebook = write_notebook(
+        tmp_path / "n.ipynb",
+        "for _ in range(300_000): print('x' * 9)\nimport sys; _ = sys.stdout.write('y' * 7_000_000)",
+        "'z' * 3_000_000",
+        "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
+        "print('\\rlast', file=sys.stderr)",
+    )
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
+    assert result.state == "done"
+    flood, text, bars = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-3:]
+    head, _, notes = flood.outputs[0].text.partition("\n…")
+    assert head == ("x" * 9 + "\n") * 100_000
+    assert "9,000,000 characters were cut" in notes
+    assert len(text.outputs[0].data["text/plain"]) < 1_000_100
+    assert bars.outputs[0].text == "last\n"
+    assert all((tmp_path / "run" / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
 
 
 def test_a_dead_kernel_is_told_apart(tmp_path):

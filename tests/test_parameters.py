@@ -1,13 +1,14 @@
 """The parameters cell, read as text and never run."""
 
+import nbformat
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
-from nml_kit.errors import InvalidInputError
-from nml_kit.parameters import check_parameters, notebook_parameters
+from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
+from nml_kit.parameters import check_parameters, notebook_choices, notebook_parameters, read_source
 
 
 def test_the_parameters_cell_is_read_without_running_it():
@@ -74,3 +75,38 @@ def test_a_value_is_accepted_with_the_type_of_its_default_or_refused_with_a_mess
                 raise
         else:
             assert default is None or type(checked) is type(default)
+
+
+LITERAL = """
+from typing import Literal
+method: Literal["LP", "MLP"] = "LP"
+folds: typing.Literal[3, 5] = 3
+rate: float = 0.1
+"""
+
+
+def test_a_literal_annotation_lists_the_choices():
+    notebook = new_notebook(cells=[new_code_cell(LITERAL, metadata={"tags": ["parameters"]})])
+    defaults, choices = notebook_parameters(notebook), notebook_choices(notebook)
+    assert defaults == {"method": "LP", "folds": 3, "rate": 0.1}
+    assert choices == {"method": ("LP", "MLP"), "folds": (3, 5)}
+    assert check_parameters({"method": "MLP", "folds": 5}, defaults, choices) == {"method": "MLP", "folds": 5}
+    with pytest.raises(UnknownNameError, match="Unknown value of parameter 'method': 'MPL': did you mean 'MLP'"):
+        check_parameters({"method": "MPL"}, defaults, choices)
+    with pytest.raises(UnknownNameError, match="Known: 3, 5"):
+        check_parameters({"folds": 4}, defaults, choices)
+
+
+def test_the_light_reader_sees_the_cells_that_nbformat_wrote(tmp_path):
+    cells = [new_code_cell("rate = 1.0\n# two lines", metadata={"tags": ["parameters"]}), new_code_cell("x = 1")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "n.ipynb")
+    read = read_source(tmp_path / "n.ipynb")
+    assert [cell["source"] for cell in read["cells"]] == [cell.source for cell in cells]
+    assert notebook_parameters(read) == {"rate": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nbformat": 3, "cells": []}', '{"nbformat": 4, "cells": [1]}'])
+def test_what_is_no_notebook_is_refused(tmp_path, text):
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*n\.ipynb"):
+        read_source(tmp_path / "n.ipynb")
