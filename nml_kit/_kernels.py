@@ -16,6 +16,7 @@ from traitlets import default
 from traitlets.config import Config
 
 KERNEL_LOG = "kernel.log"
+_OUTPUT = str(Path(__file__).with_name("_kernel_output.py"))
 _RUNNING: set["ThisPythonManager"] = set()
 
 
@@ -31,7 +32,6 @@ def kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
             "kernel_manager_class": ThisPythonManager,
             "config": Config({"ThisPythonManager": connection}),
             "resources": {"metadata": {"path": str(run_dir)}},
-            "coalesce_streams": True,
         }
 
 
@@ -39,7 +39,9 @@ class ThisPythonSpec(KernelSpecManager):
     """The interpreter that runs nml, whatever kernels are installed under the name python3."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        bound = f"__import__('runpy').run_path({_OUTPUT!r})['load_ipython_extension'](get_ipython())"
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv.append(f"--IPKernelApp.exec_lines={bound}")
         env = {"PLOTLY_RENDERER": "plotly_mimetype"}
         return KernelSpec(argv=argv, env=env, display_name=kernel_name, language="python")
 
@@ -61,9 +63,9 @@ class ThisPythonManager(AsyncKernelManager):
         await super().cleanup_resources(restart=restart)
 
 
-def interrupt_kernels() -> None:
-    """Interrupt the cell that each kernel of this process is running, as Ctrl-C in a notebook does."""
+def interrupt_kernels(*, kill: bool = False) -> None:
+    """Interrupt the cell that each kernel of this process is running, as Ctrl-C in a notebook does; or end it."""
     for manager in list(_RUNNING):
         process = getattr(manager.provisioner, "process", None)
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.kill() if kill else process.send_signal(signal.SIGINT)

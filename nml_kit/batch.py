@@ -1,118 +1,255 @@
-"""Notebooks run as a batch: parameters checked before a kernel starts, results in a directory, status written last."""
+"""Notebooks run as a batch: checked before a kernel starts, stage by stage, side by side; what is done stays done."""
 
+import fnmatch
 import logging
-import os
-import re
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
-import pandas as pd
-import papermill
-from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
-
-from nml_kit._kernels import KERNEL_LOG, interrupt_kernels, kernel_options
-from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.export import export_html, read_notebook
-from nml_kit.files import write_json
-from nml_kit.look import ratio_label
-from nml_kit.parameters import check_parameters, notebook_parameters
+from nml_kit._estimates import known_seconds, seconds_to_go
+from nml_kit._run import execute_run, planned_status, prepare
+from nml_kit.errors import InvalidInputError, NMLError
+from nml_kit.status import (
+    DONE,
+    INTERRUPTED,
+    PART_FAILED,
+    RunStatus,
+    current_status,
+    is_done,
+    write_plan,
+)
 from nml_kit.suites import PlannedRun
 
-DONE, FAILED, PART_FAILED, INTERRUPTED, KERNEL_DIED = 0, 1, 3, 130, 138
-_STATES = {DONE: "done", FAILED: "failed", INTERRUPTED: "interrupted", KERNEL_DIED: "kernel died"}
-_UNFINISHED = "unfinished.ipynb"
-_RUN_FILES = ("status.json", "notebook.ipynb", "notebook.html", _UNFINISHED, KERNEL_LOG)
-_KERNEL_STARTS = 3
-_NO_START = re.compile(r"before replying to kernel_info|didn't respond in \d+ seconds|Address already in use")
+Action = Literal["hit", "run", "retry", "running"]
+_GRACE = 10  # seconds that an interrupted kernel has to end
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What became of a run: exit code (see design: 0, 1, 130, 138), seconds, and the failing cell and its error."""
+class PlanRow(NamedTuple):
+    """A run of a plan, what would be done with it, and how many seconds such a run took before (None: not known)."""
 
-    notebook: Path
-    run_dir: Path
-    exit_code: int
-    seconds: float
-    cell: int | None = None
-    error: str = ""
+    run: PlannedRun
+    status: RunStatus
+    action: Action
+    seconds: float | None
 
-    @property
-    def state(self) -> str:
-        return _STATES[self.exit_code]
+
+class Progress(NamedTuple):
+    """Where a batch is: what just happened, the names of what runs, ended and all runs, estimated seconds left."""
+
+    text: str
+    running: tuple[str, ...]
+    ended: int
+    total: int
+    seconds_left: float | None
+
+
+def look_ahead(plan: Sequence[PlannedRun], *, only: str | None = None, force: bool = False) -> list[PlanRow]:
+    """Check all runs of a plan and tell, for those whose name matches `only`, what `run_suite` would do.
+
+    Starts and writes nothing. Raises InvalidInputError or DataFileError for bad input.
+    """
+    return _rows(_planned(plan), only, force)
+
+
+def _planned(plan: Sequence[PlannedRun]) -> list[tuple[PlannedRun, RunStatus]]:
+    """Each run, its directory absolute, with its status before anything happened; all are checked."""
+    plan = [replace(run, run_dir=run.run_dir.resolve()) for run in plan]
+    if len({run.run_dir for run in plan}) < len(plan):
+        raise InvalidInputError("Expected a directory for each run, got two runs in one: name them differently.")
+    return [(run, planned_status(run, prepared)) for run, prepared in zip(plan, prepare(plan), strict=True)]
+
+
+def _rows(planned: list[tuple[PlannedRun, RunStatus]], only: str | None, force: bool) -> list[PlanRow]:
+    chosen = [pair for pair in planned if fnmatch.fnmatchcase(pair[0].name, only or "*")]
+    if planned and not chosen:
+        names = ", ".join(run.name for run, _ in planned)
+        raise InvalidInputError(f"Expected a pattern that fits a run, got {only!r}. Runs: {names}.")
+    actions = [_action(status, force) for _, status in chosen]
+    known = known_seconds(chosen[0][0].plan_dir.parent) if set(actions) - {"hit"} else {}
+    return [
+        PlanRow(run, status, action, 0.0 if action == "hit" else known.get((status.notebook, status.profile)))
+        for (run, status), action in zip(chosen, actions, strict=True)
+    ]
+
+
+def _action(waiting: RunStatus, force: bool) -> Action:
+    now = current_status(waiting.run_dir)
+    if now is not None and now.state == "running":
+        return "running"
+    if not force and is_done(now, waiting.id):
+        return "hit"
+    failed = now is not None and now.id == waiting.id and now.state in ("failed", "timed out", "kernel died")
+    return "retry" if failed else "run"
 
 
 def run_suite(
-    plan: list[PlannedRun],
+    plan: Sequence[PlannedRun],
     *,
     jobs: int = 1,
-    report: Callable[[str], None] = _log.info,
+    only: str | None = None,
+    force: bool = False,
+    keep_going: bool = False,
+    timeout: float | None = None,
+    report: Callable[[Progress], None] = lambda progress: _log.info(progress.text),
     progress: TextIO | None = None,
-) -> list[RunResult]:
-    """Run a plan stage by stage, `jobs` at a time; a failed run does not stop the others, an interruption does.
+) -> list[RunStatus]:
+    """Run a plan stage by stage, `jobs` at a time, for at most `timeout` seconds each; what is done is a "hit".
 
-    All parameters and profiles are checked before the first kernel starts. `report` gets a line when a run starts and
-    ends; what a notebook that runs alone writes to stderr (progress bars) goes to `progress`. Raises InvalidInputError
-    for bad input.
+    All parameters and profiles are checked before the first kernel starts. A failed run does not stop the others of
+    its stage; those of later stages are "skipped" unless `keep_going`. `report` is called when something happens;
+    what a run that is alone in the plan writes to stderr (progress bars) goes to `progress`. The plan is noted in
+    plan.json. Raises InvalidInputError or DataFileError for bad input, before anything starts.
     """
     if jobs < 1:
         raise InvalidInputError(f"Expected jobs of at least 1, got {jobs}.")
-    for run in plan:
-        _prepared(run)
-    results: list[RunResult] = []
-    for _, members in groupby(plan, lambda run: run.stage):
-        results += _run_stage(list(members), jobs, report, progress)
-        if any(result.exit_code == INTERRUPTED for result in results):
+    if timeout is not None and not timeout > 0:
+        raise InvalidInputError(f"Expected a timeout above 0 seconds, got {timeout}.")
+    planned = _planned(plan)
+    rows = _rows(planned, only, force)
+    if todo := [row for row in rows if row.action != "hit"]:
+        from nml_kit.export import read_notebook  # with nbformat, which takes over a second to load
+
+        for notebook in {row.run.notebook for row in todo}:
+            read_notebook(notebook)
+    _note_plan(planned)
+    board = _Board(rows, jobs, report)
+    stop = threading.Event()
+
+    def execute(run: PlannedRun) -> RunStatus | None:
+        if stop.is_set():
+            return None
+        board.started(run)
+        options: dict[str, Any] = {
+            "force": force,
+            "timeout": timeout,
+            "stop": stop,
+            "progress": progress if len(rows) == 1 else None,
+        }
+        try:
+            status = execute_run(run, report=board.say, **options)
+        except (NMLError, OSError) as error:  # such as a full disk
+            status = _not_run(run, "failed", f"{type(error).__name__}: {error}")
+        board.ended(run, status)
+        return status
+
+    results: list[RunStatus] = []
+    for _, members in groupby(rows, lambda row: row.run.stage):
+        failed = [status.name for status in results if status.exit_code]
+        results += _stage(list(members), [] if keep_going else failed, execute, jobs, stop)
+        if stop.is_set() or any(status.exit_code == INTERRUPTED for status in results):
             break
     return results
 
 
-def _run_stage(
-    plan: list[PlannedRun], jobs: int, report: Callable[[str], None], progress: TextIO | None
-) -> list[RunResult]:
+def _stage(
+    rows: list[PlanRow],
+    failed: list[str],
+    execute: Callable[[PlannedRun], RunStatus | None],
+    jobs: int,
+    stop: threading.Event,
+) -> list[RunStatus]:
+    """The results of a stage: of hits at once, of the others side by side, none of these if an earlier one failed."""
+    todo = [row.run for row in rows if row.action != "hit"]
+    if failed:
+        reason = f"not started: {', '.join(failed[:3])}{' and more' if len(failed) > 3 else ''} did not end well"
+        ended = [_not_run(run, "skipped", reason) for run in todo]
+    else:
+        ended = _side_by_side(todo, execute, jobs, stop)
+    by_name = {status.name: status for status in ended}
+    hits = {row.run.name: current_status(row.run.run_dir) or row.status for row in rows if row.action == "hit"}
+    by_name |= {name: status.model_copy(update={"state": "hit", "name": name}) for name, status in hits.items()}
+    return [by_name[row.run.name] for row in rows if row.run.name in by_name]
+
+
+def _side_by_side(
+    runs: list[PlannedRun], execute: Callable[[PlannedRun], RunStatus | None], jobs: int, stop: threading.Event
+) -> list[RunStatus]:
     """Run notebooks side by side, each in a kernel of its own, of which a thread here takes care."""
-    jobs = min(jobs, len(plan))
-    interrupted = threading.Event()
-
-    def run_one(run: PlannedRun) -> RunResult | None:
-        if interrupted.is_set():
-            return None
-        report(f"{run.notebook.name} started")
-        options: dict[str, Any] = {"profile": run.profile, "params": run.params, "run_dir": run.run_dir}
-        result = run_notebook(run.notebook, progress=progress if jobs == 1 else None, **options)
-        if result.exit_code == INTERRUPTED:
-            interrupted.set()
-        after = f"after {result.seconds:.1f} s" + (result.error and f": {result.error}")
-        report(f"{run.notebook.name} {result.state} {after}")
-        return result
-
-    if jobs == 1:
-        return [result for run in plan if (result := run_one(run))]
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_one, run) for run in plan]
+        futures = [pool.submit(execute, run) for run in runs]
         try:
             wait(futures)
         except KeyboardInterrupt:
-            interrupted.set()
-            interrupt_kernels()
-        return [result for future in futures if (result := future.result())]
+            stop.set()
+            _end_kernels(futures)
+        return [status for future in futures if (status := future.result()) is not None]
 
 
-def suite_exit_code(results: list[RunResult]) -> int:
-    """Return 0 if all runs are done, a single run's own code, 130 if interrupted, else 3."""
+def _end_kernels(futures: Sequence[Future[Any]]) -> None:
+    """Interrupt what runs; a kernel that has not ended after some seconds, or at a second Ctrl-C, is killed."""
+    from nml_kit._kernels import interrupt_kernels
+
+    interrupt_kernels()
+    try:
+        pending = wait(futures, timeout=_GRACE).not_done
+    except KeyboardInterrupt:
+        pending = {future for future in futures if not future.done()}
+    while pending:
+        interrupt_kernels(kill=True)
+        pending = wait(pending, timeout=1).not_done
+
+
+def _not_run(run: PlannedRun, state: Literal["failed", "skipped"], reason: str) -> RunStatus:
+    return RunStatus(name=run.name, notebook=run.notebook, run_dir=run.run_dir, state=state, error=reason)
+
+
+def _note_plan(planned: list[tuple[PlannedRun, RunStatus]]) -> None:
+    for plan_dir in {run.plan_dir for run, _ in planned}:
+        write_plan(plan_dir, [status for run, status in planned if run.plan_dir == plan_dir])
+
+
+class _Board:
+    """What runs and what has ended, told to `report` at each change, one thread at a time."""
+
+    def __init__(self, rows: list[PlanRow], jobs: int, report: Callable[[Progress], None]) -> None:
+        self._lock, self._jobs, self._report = threading.Lock(), jobs, report
+        self._total = len(rows)
+        self._running: dict[str, float] = {}  # names, and since when
+        self._left = {row.run.name: row for row in rows if row.action != "hit"}
+        self._took: dict[Path, float] = {}  # seconds of the last run done here, by notebook
+
+    def started(self, run: PlannedRun) -> None:
+        with self._lock:
+            self._running[run.name] = time.monotonic()
+            self._tell(f"{run.name} started")
+
+    def ended(self, run: PlannedRun, status: RunStatus) -> None:
+        with self._lock:
+            del self._running[run.name]
+            row = self._left.pop(run.name)
+            if status.state == "done" and status.seconds is not None:
+                self._took[run.notebook] = status.seconds
+            after = f" after {status.seconds:.1f} s" if status.seconds is not None and status.state != "hit" else ""
+            self._tell(f"{row.run.name} {status.state}{after}" + (status.error and f": {status.error}"))
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        left = seconds_to_go(
+            [(row.run.stage, self._seconds_left(name, row)) for name, row in self._left.items()], self._jobs
+        )
+        self._report(Progress(text, tuple(self._running), self._total - len(self._left), self._total, left))
+
+    def _seconds_left(self, name: str, row: PlanRow) -> float | None:
+        seconds, now = self._took.get(row.run.notebook, row.seconds), time.monotonic()
+        return None if seconds is None else max(seconds - now + self._running.get(name, now), 0.0)
+
+
+def suite_exit_code(results: Sequence[RunStatus]) -> int:
+    """Return 0 if all runs are done, 130 if interrupted, a single run's own code, else 3."""
     codes = [result.exit_code for result in results]
-    if len(codes) == 1 or INTERRUPTED in codes:
-        return codes[-1]
+    if INTERRUPTED in codes:
+        return INTERRUPTED
+    if len(codes) == 1:
+        return codes[0]
     return PART_FAILED if any(codes) else DONE
 
 
@@ -122,98 +259,13 @@ def run_notebook(
     profile: str | None = None,
     params: dict[str, Any] | None = None,
     run_dir: str | Path,
+    timeout: float | None = None,
     progress: TextIO | None = None,
-) -> RunResult:
-    """Execute a notebook into `run_dir`: notebook.ipynb, notebook.html, what the notebook writes, status.json last.
+) -> RunStatus:
+    """Execute a notebook into `run_dir`, whatever is there: notebook.ipynb, notebook.html, what it writes, status.json.
 
-    A run without status.json is not finished. Earlier results in `run_dir` are removed first. The kernel is this very
-    Python. A failing cell is a result, not an exception; raises InvalidInputError or DataFileError for bad input.
+    The kernel is this very Python. A failing cell is a result, not an exception; raises InvalidInputError or
+    DataFileError for bad input.
     """
     run = PlannedRun(Path(notebook).resolve(), profile, params or {}, Path(run_dir).resolve())
-    node, values = _prepared(run)
-    run.run_dir.mkdir(parents=True, exist_ok=True)
-    for stale in [*(run.run_dir / name for name in _RUN_FILES), *run.run_dir.glob("*.parquet")]:
-        stale.unlink(missing_ok=True)
-    started, clock = datetime.now(UTC), time.monotonic()
-    code, cell, error = _execute(node, values, run.run_dir, progress)
-    if (executed := run.run_dir / _UNFINISHED).exists():
-        executed.replace(run.run_dir / "notebook.ipynb")
-    if code == DONE:
-        (run.run_dir / KERNEL_LOG).unlink(missing_ok=True)
-        export_html(run.run_dir / "notebook.ipynb", run.run_dir / "notebook.html")
-    result = RunResult(run.notebook, run.run_dir, code, round(time.monotonic() - clock, 2), cell, error)
-    status = {"state": result.state, "params": values, "started": started.isoformat(timespec="seconds")}
-    paths = {"notebook": str(run.notebook), "run_dir": str(run.run_dir)}
-    write_json(run.run_dir / "status.json", asdict(result) | status | paths)
-    return result
-
-
-def summary_of_runs(runs: str | Path) -> pd.DataFrame:
-    """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
-
-    Columns: noise, method, then accuracy with its 95 % interval, SVE and LSVR, in and out of distribution.
-    Raises InvalidInputError if there is none, DataFileError if one cannot be read.
-    """
-    paths = sorted(Path(runs).rglob("summary.parquet"))
-    if not paths:
-        raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
-    try:
-        table = pd.concat([pd.read_parquet(path) for path in paths]).drop_duplicates()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise DataFileError(f"Expected summaries in {', '.join(map(str, paths))}, got: {error}; run again.") from error
-    shown = {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
-    for protocol in ("ID", "OOD"):
-        columns = zip(*(table[f"{protocol} {part}"] for part in ("accuracy", "low", "high")), strict=True)
-        shown[f"{protocol} accuracy"] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in columns]
-        for metric in ("sve", "lsvr"):
-            shown[f"{protocol} {metric.upper()}"] = table[f"{protocol} {metric}"].map("{:.3f}".format).tolist()
-    return pd.DataFrame(shown)
-
-
-def _prepared(run: PlannedRun) -> tuple[NotebookNode, dict[str, Any]]:
-    """The notebook and all values to inject, checked: no kernel has started yet."""
-    node = read_notebook(run.notebook)
-    defaults = notebook_parameters(node)
-    profile = {"profile": run.profile} if run.profile else {}
-    values = check_parameters({**run.params, **profile}, defaults)
-    if "profile" in defaults:
-        from nml_kit.profiles import load_profile  # loads torch: a misspelt parameter is told before that
-
-        name = values.get("profile", defaults["profile"])
-        load_profile(name)
-        if Path(name).suffix:  # a file: the kernel works in another directory
-            values["profile"] = str(Path(name).resolve())
-    if "run_dir" in defaults:
-        values.setdefault("run_dir", str(run.run_dir.resolve()))
-    return node, values
-
-
-def _execute(
-    node: NotebookNode, values: dict[str, Any], run_dir: Path, progress: TextIO | None
-) -> tuple[int, int | None, str]:
-    """Run the notebook in a kernel of this Python; return exit code, failing cell (1-based, in the source), error."""
-    node.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    node.metadata.setdefault("language_info", {"name": "python"})
-    target = str(run_dir / _UNFINISHED).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
-    for attempt in range(1, _KERNEL_STARTS + 1):
-        try:
-            with kernel_options(run_dir) as options:
-                papermill.execute_notebook(
-                    node, target, values, kernel_name="python3", progress_bar=False, stderr_file=progress, **options
-                )
-            return DONE, None, ""
-        except PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt":
-                return INTERRUPTED, None, ""
-            cell = error.cell_index + (0 if values else 1)  # papermill inserts a cell for the values
-            return FAILED, cell, f"cell {cell}: {error.ename}: {error.evalue}"
-        except KeyboardInterrupt:
-            return INTERRUPTED, None, ""
-        except DeadKernelError:
-            return KERNEL_DIED, None, f"the kernel died (out of memory, or killed); see {run_dir / KERNEL_LOG}"
-        except RuntimeError as error:
-            if not _NO_START.search(str(error)):
-                raise
-            _log.warning("Kernel start %d of %d failed: %s", attempt, _KERNEL_STARTS, error)
-        time.sleep(attempt + os.getpid() % 10 / 10)  # runners that collided try again at different moments
-    return KERNEL_DIED, None, f"the kernel did not start in {_KERNEL_STARTS} attempts; see {run_dir / KERNEL_LOG}"
+    return execute_run(run, force=True, timeout=timeout, progress=progress)

@@ -1,5 +1,6 @@
 """The command `nml`: it parses arguments and prints what the package returns."""
 
+import json
 import os
 import shlex
 import sys
@@ -55,58 +56,107 @@ def run(
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's parameter, in YAML.")
     ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B", help="Several values, in YAML: one run for each combination.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
     jobs: Annotated[
         int | None, typer.Option(help="Notebooks side by side within a stage; default: one per core.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only runs whose name fits, as '02_*' or '*seed=1*'.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End a run that takes longer.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Start later stages after a failure too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and start nothing.")] = False,
 ) -> None:
-    """Run a notebook or a suite; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
+    """Run what is not done yet; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
+    workers = jobs if jobs is not None else os.cpu_count() or 1
     with _errors_as_messages():
-        from nml_kit import batch, suites
+        from nml_kit import _console, batch
 
-        params = dict(map(_key_and_value, param or []))
-        if target.suffix in (".yaml", ".yml"):
-            if params:
-                raise InvalidInputError("Expected -p with a notebook, got a suite: write its params in the suite file.")
-            plan = suites.plan_suite(target, runs=runs, profile=profile)
-        else:
-            plan = suites.plan_notebook(target, runs=runs, profile=profile, params=params)
-        progress = sys.stderr if sys.stderr.isatty() else None
-        results = batch.run_suite(plan, jobs=jobs or os.cpu_count() or 1, report=_report, progress=progress)
+        plan = _plan(target, runs, profile, param or [], grid or [])
+        if dry_run:
+            _console.show_plan(batch.look_ahead(plan, only=only, force=force), workers)
+            raise typer.Exit
+        with _console.live_progress() as report:
+            results = batch.run_suite(
+                plan, jobs=workers, only=only, force=force, keep_going=keep_going, timeout=timeout, report=report,
+                progress=sys.stderr if sys.stderr.isatty() else None,
+            )  # fmt: skip
         code = batch.suite_exit_code(results)
     for result in results:
         page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
-        typer.echo(f"{result.state}: {page}")
+        typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
         if result.error:
             typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
     if code:
-        again = ["nml", "run", str(target), *(["--profile", profile] if profile else [])]
-        again += [word for one in param or [] for word in ("-p", one)] + ["--runs", str(runs)]
-        typer.echo(f"To continue (finished pieces come from the store): {shlex.join(again)}", err=True)
+        options = {"--profile": profile, "--only": only, "--timeout": timeout, "--jobs": jobs}
+        again = ["nml", "run", str(target)]
+        again += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+        again += [word for one in param or [] for word in ("-p", one)]
+        again += [word for one in grid or [] for word in ("--grid", one)]
+        again += ["--keep-going"] * keep_going + ["--runs", str(runs)]
+        typer.echo(f"To continue (what is done is kept): {shlex.join(again)}", err=True)
     raise typer.Exit(code)
 
 
-def _report(line: str) -> None:
-    typer.echo(f"nml: {line}", err=True)
+def _plan(target: Path, runs: Path, profile: str | None, param: list[str], grid: list[str]) -> list[Any]:
+    from nml_kit import suites
+
+    if target.suffix not in (".yaml", ".yml"):
+        params = dict(_key_and_value("-p", one) for one in param)
+        points = dict(_key_and_value("--grid", one, several=True) for one in grid)
+        if len(points) < len(grid):
+            raise InvalidInputError("Expected --grid once for each parameter: --grid KEY=A,B.")
+        return suites.plan_notebook(target, runs=runs, profile=profile, params=params, grid=points)
+    if param or grid:
+        word = "-p" if param else "--grid"
+        raise InvalidInputError(f"Expected {word} with a notebook, got a suite: write it in the suite file.")
+    return list(suites.plan_suite(target, runs=runs, profile=profile))
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
+def _key_and_value(option: str, text: str, *, several: bool = False) -> tuple[str, Any]:
     import yaml
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InvalidInputError(f"Expected -p KEY=VALUE, got {text!r}.")
+        raise InvalidInputError(f"Expected {option} KEY=VALUE, got {text!r}.")
     try:
+        if several:
+            return key, yaml.safe_load(f"[{value}]")
         return key, yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
-        raise InvalidInputError(f"Expected -p {key}=VALUE with a value in YAML, got {value!r}: {error}") from error
+        raise InvalidInputError(
+            f"Expected {option} {key}=VALUE with a value in YAML, got {value!r}: {error}"
+        ) from error
+
+
+@app.command()
+def status(
+    runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="A list for machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every second until nothing runs.")] = False,
+) -> None:
+    """Show what is done, runs, waits or failed."""
+    with _errors_as_messages():
+        from nml_kit import _console
+        from nml_kit.status import read_statuses
+
+        if as_json:
+            typer.echo(json.dumps([one.record() for one in read_statuses(runs)], indent=1))
+        elif watch:
+            _console.watch_statuses(runs)
+        else:
+            _console.show_statuses(read_statuses(runs))
 
 
 @app.command()
 def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs")) -> None:
     """Print the results of runs as a table and where to look at them."""
     with _errors_as_messages():
-        from nml_kit.batch import summary_of_runs
+        from nml_kit.summary import summary_of_runs
 
         summary_rows = summary_of_runs(runs)
     title = "Accuracy: a fraction with its 95 % interval; SVE and LSVR in nats; means over tasks"
@@ -172,12 +222,6 @@ def prune(
 
 
 def _show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; cells are text, never rich's markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from nml_kit._console import show
 
-    table = Table(*columns, title=Text(title), title_justify="left")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    show(title, columns, rows)

@@ -1,49 +1,99 @@
-"""A notebook's parameters: read from its parameters cell, and checked before anything runs."""
+"""A notebook's source and parameters: read without nbformat, which takes over a second to load, and checked."""
 
 import ast
 import json
 import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-from nbformat import NotebookNode
-
-from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 
 
-def notebook_parameters(notebook: NotebookNode) -> dict[str, Any]:
+def read_source(path: str | Path) -> dict[str, Any]:
+    """Read the cells of a notebook in format 4: type, source as one text, metadata, nothing more.
+
+    Enough to check parameters; nbformat checks the whole before a kernel starts. Raises DataFileError otherwise.
+    """
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        if notebook["nbformat"] != 4:
+            raise ValueError(f"format {notebook['nbformat']}, expected 4")
+        return {"cells": [_cell(cell) for cell in notebook["cells"]]}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DataFileError(f"Expected a Jupyter notebook at {path}, got {type(error).__name__}: {error}") from error
+
+
+def _cell(cell: dict[str, Any]) -> dict[str, Any]:
+    kept = {"cell_type": cell["cell_type"], "source": "".join(cell["source"]), "metadata": dict(cell["metadata"])}
+    kept["metadata"]["tags"] = sorted(map(str, kept["metadata"].get("tags", [])))
+    return kept
+
+
+def notebook_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return names and default values of the cell tagged "parameters": assignments of plain literals.
 
     (papermill's own inspection goes line by line and misses defaults that hold "=" or span lines.)
     Raises InvalidInputError if the cell holds anything else.
     """
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    defaults: dict[str, Any] = {}
+    return {name: default for name, default, _ in _assignments(notebook)}
+
+
+def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the values that a parameter annotated as `method: Literal["LP", "MLP"] = "LP"` may take, by name.
+
+    Raises InvalidInputError as `notebook_parameters` does.
+    """
+    return {name: choices for name, _, choices in _assignments(notebook) if choices}
+
+
+def _assignments(notebook: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     try:
-        for statement in ast.parse(cells[0].source).body if cells else []:
+        for statement in ast.parse(cells[0]["source"]).body if cells else []:
+            if isinstance(statement, ast.ImportFrom) and statement.module == "typing":
+                continue  # of Literal
             target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
             if not isinstance(target, ast.Name) or not isinstance(statement, ast.Assign | ast.AnnAssign):
                 raise ValueError(f"line {statement.lineno}")
-            defaults[target.id] = ast.literal_eval(statement.value or ast.Constant(None))
-    except (SyntaxError, ValueError) as error:
+            default = ast.literal_eval(statement.value or ast.Constant(None))
+            yield target.id, default, _literal_values(getattr(statement, "annotation", None))
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # as literal_eval documents
         raise InvalidInputError(
             f"Expected lines `name = literal` in the parameters cell, got another statement: {error}."
         ) from error
-    return defaults
 
 
-def check_parameters(params: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return `params` fit for the notebook whose parameters cell holds `defaults`.
+def _literal_values(annotation: ast.expr | None) -> tuple[Any, ...]:
+    """The values inside an annotation `Literal[...]` or `typing.Literal[...]`; () for any other."""
+    if not isinstance(annotation, ast.Subscript):
+        return ()
+    name = getattr(annotation.value, "attr", None) or getattr(annotation.value, "id", None)
+    if name != "Literal":
+        return ()
+    inner = annotation.slice
+    return tuple(map(ast.literal_eval, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
 
-    Raises UnknownNameError for an unknown name, and InvalidInputError for a value that is no plain JSON literal or
-    not of the default's type (an int may stand for a float; None takes any).
+
+def check_parameters(
+    params: Mapping[str, Any], defaults: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]] | None = None
+) -> dict[str, Any]:
+    """Return `params` fit for the notebook whose parameters cell holds `defaults`, and `choices` where it has them.
+
+    Raises UnknownNameError for an unknown name or choice, and InvalidInputError for a value that is no plain JSON
+    literal or not of the default's type (an int may stand for a float; None takes any).
 
     >>> check_parameters({"rate": 1}, {"rate": 0.5, "task": "icons"})
     {'rate': 1.0}
     """
-    return {name: _checked(name, value, defaults) for name, value in params.items()}
+    checked = {name: _checked(name, value, defaults) for name, value in params.items()}
+    for name, allowed in (choices or {}).items():
+        if name in checked and checked[name] not in allowed:
+            raise unknown_name(f"value of parameter {name!r}:", str(checked[name]), map(str, allowed))
+    return checked
 
 
-def _checked(name: str, value: Any, defaults: dict[str, Any]) -> Any:
+def _checked(name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
     if name not in defaults:
         raise unknown_name("parameter", name, defaults)
     default = defaults[name]

@@ -1,21 +1,21 @@
 """Real notebooks in real kernels; each start costs seconds, so one run serves several tests."""
 
 import json
+import os
+import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nml_kit import batch, suites
+from nml_kit._run import prepare
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
-from nml_kit.parameters import check_parameters, notebook_parameters
 from nml_kit.profiles import profiles_dir
+from nml_kit.status import RunStatus, read_statuses
 
 pytestmark = pytest.mark.xdist_group("batch")  # one process: its tests share what is made once
 PARAMETERS = (
@@ -105,7 +105,7 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path):
         for run in suites.plan_suite(suite, runs=tmp_path / "runs")
     ]
     lines = []
-    bad, fine = batch.run_suite(plan, report=lines.append)
+    bad, fine = batch.run_suite(plan, report=lambda progress: lines.append(progress.text))
     assert (bad.exit_code, bad.cell) == (1, 4)
     assert bad.error == "cell 4: ZeroDivisionError: division by zero"
     assert json.loads((bad.run_dir / "status.json").read_text())["state"] == "failed"
@@ -115,7 +115,7 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path):
     assert (tmp_path / "runs" / "two" / "fine" / "fine.txt").exists()
     assert batch.suite_exit_code([bad, fine]) == batch.PART_FAILED == 3
     assert [line.split(" after")[0] for line in lines] == [
-        "bad.ipynb started", "bad.ipynb failed", "fine.ipynb started", "fine.ipynb done",
+        "bad started", "bad failed", "fine started", "fine done",
     ]  # fmt: skip
 
 
@@ -135,11 +135,119 @@ def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(tm
         batch.run_suite(plan, jobs=0)
 
 
+def actions(plan: list[suites.PlannedRun], **options) -> dict[str, str]:
+    return {row.run.name: row.action for row in batch.look_ahead(plan, **options)}
+
+
+def test_a_grid_resumes_with_what_is_not_done(tmp_path):
+    """Each execution leaves a line; the run with seed 1 fails until a file is there."""
+    code = (
+        "import pathlib\nroot = pathlib.Path(run_dir).parents[3]\n"
+        "with (root / 'log').open('a') as log: log.write(f'{seed}\\n')\n"
+    )
+    parameters = 'profile = "smoke"\nseed = 7\nrun_dir = ""'
+    notebook = tmp_path / "n.ipynb"
+    write_notebook(notebook, code + "assert seed == 0 or (root / 'ready').exists()", parameters=parameters)
+
+    def plan(**options):
+        return suites.plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [0, 1]}, **options)
+
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert [status.state for status in batch.run_suite(plan())] == ["done", "failed"]
+    assert actions(plan()) == {"n/seed=0": "hit", "n/seed=1": "retry"}
+    assert {row.run.name: row.seconds for row in batch.look_ahead(plan())}["n/seed=1"] > 0
+    (tmp_path / "ready").touch()
+    results = batch.run_suite(plan())
+    assert [(status.name, status.state) for status in results] == [("n/seed=0", "hit"), ("n/seed=1", "done")]
+    assert [status.state for status in batch.run_suite(plan())] == ["hit", "hit"]
+    assert (tmp_path / "log").read_text() == "0\n1\n1\n"
+
+    assert actions(plan(), force=True) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert actions(plan(), only="*seed=1") == {"n/seed=1": "hit"}
+    with pytest.raises(InvalidInputError, match=r"got 'x\*'\. Runs: n/seed=0, n/seed=1"):
+        batch.look_ahead(plan(), only="x*")
+    own = tmp_path / "smoke.yaml"
+    own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    moved = [replace(run, profile=str(own)) for run in plan()]
+    assert set(actions(moved).values()) == {"hit"}  # the same content elsewhere
+    own.write_text(own.read_text() + "\nhead_epochs: 77\n")
+    assert set(actions(moved).values()) == {"run"}
+    (tmp_path / "runs" / "smoke" / "n" / "seed=0" / "notebook.html").unlink()
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "hit"}
+    write_notebook(notebook, code, parameters=parameters)
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert {one.state for one in read_statuses(tmp_path)} == {"done"}
+
+
+def test_a_run_and_its_execution_travel_to_another_process():
+    run = suites.PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
+    execute, arrived = pickle.loads(pickle.dumps((batch.execute_run, run)))  # noqa: S301 (our own)
+    assert execute is batch.execute_run
+    assert arrived == run
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    plan = [suites.PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
+    with pytest.raises(InvalidInputError, match="got two runs in one"):
+        batch.run_suite(plan)
+
+
+def test_later_stages_wait_for_earlier_ones_unless_told_to_keep_going(tmp_path):
+    write_notebook(tmp_path / "bad.ipynb", "1 / 0")
+    write_notebook(tmp_path / "later.ipynb")
+    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
+            for name, stage in (("bad", 0), ("later", 1))]  # fmt: skip
+    bad, later = batch.run_suite(plan)
+    assert (bad.state, later.state, later.exit_code) == ("failed", "skipped", 3)
+    assert later.error == "not started: bad did not end well"
+    assert not later.run_dir.exists()
+    assert {one.name: one.state for one in read_statuses(tmp_path / "runs")} == {"bad": "failed", "later": "waiting"}
+    assert [one.state for one in batch.run_suite(plan, keep_going=True)] == ["failed", "done"]
+
+
+def test_a_run_that_hangs_is_ended_in_time(tmp_path):
+    hang = (
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open('pid', 'w').write(str(os.getpid()))"
+    )
+    notebook = write_notebook(tmp_path / "hangs.ipynb", hang, "while True: time.sleep(1)")
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run", timeout=4)
+    assert (result.state, result.exit_code, result.cell) == ("timed out", 1, 4)
+    assert result.error == "cell 4: not finished within 4 s"
+    assert result.seconds < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "run" / "pid").read_text()), 0)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(InvalidInputError, match="Expected a timeout above 0 seconds"):
+            batch.run_suite([], timeout=timeout)
+
+
+def test_what_a_cell_prints_is_cut_and_counted(tmp_path):
+    """A flood in small pieces, one line without an end, a long result; progress bars do not use up the room."""
+    notebook = write_notebook(
+        tmp_path / "n.ipynb",
+        "for _ in range(300_000): print('x' * 9)\nimport sys; _ = sys.stdout.write('y' * 7_000_000)",
+        "'z' * 3_000_000",
+        "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
+        "print('\\rlast', file=sys.stderr)",
+    )
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
+    assert result.state == "done"
+    flood, text, bars = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-3:]
+    head, _, notes = flood.outputs[0].text.partition("\n…")
+    assert head == ("x" * 9 + "\n") * 100_000
+    assert "9,000,000 characters were cut" in notes
+    assert len(text.outputs[0].data["text/plain"]) < 1_000_100
+    assert bars.outputs[0].text == "last\n"
+    assert all((tmp_path / "run" / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
+
+
 def test_a_dead_kernel_is_told_apart(tmp_path):
     notebook = write_notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
     assert (result.exit_code, result.state) == (138, "kernel died")
-    assert result.error == f"the kernel died (out of memory, or killed); see {tmp_path / 'run' / 'kernel.log'}"
+    assert result.error == f"cell 3: the kernel died (out of memory, or killed); see {tmp_path / 'run' / 'kernel.log'}"
     assert (tmp_path / "run" / "kernel.log").exists()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 138
 
@@ -169,8 +277,8 @@ def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypa
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
     (plan,) = suites.plan_notebook(notebook, runs="runs", profile="own.yaml")
     assert plan.run_dir == Path("runs/own/n")
-    _, values = batch._prepared(plan)
-    assert values == {"profile": str(tmp_path / "own.yaml")}
+    [prepared] = prepare([plan])
+    assert prepared.values == {"profile": str(tmp_path / "own.yaml")}
 
 
 def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
@@ -179,170 +287,29 @@ def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
         batch.run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
 
 
-def test_the_parameters_cell_is_read_without_running_it():
-    source = 'text = "a=b"\nnumbers = [\n    1,  # one\n    2,\n]\nratio: float = 0.1\nnothing = None\nshift = -3'
-    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
-    expected = {"text": "a=b", "numbers": [1, 2], "ratio": 0.1, "nothing": None, "shift": -3}
-    assert notebook_parameters(new_notebook(cells=[cell])) == expected
-    assert notebook_parameters(new_notebook(cells=[new_code_cell("x = 1")])) == {}
-
-
-@pytest.mark.parametrize("source", ["x = open('secret')", "import os", "x, y = 1, 2", "x = ("])
-def test_a_parameters_cell_holds_only_literals(source):
-    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
-    with pytest.raises(InvalidInputError, match="Expected lines `name = literal` in the parameters cell"):
-        notebook_parameters(new_notebook(cells=[cell]))
-
-
-DEFAULTS = {"rate": 0.5, "n": 3, "task": "icons", "quick": False, "seeds": [0], "grid": {"a": 1}, "any": None}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("rate", float("nan"), "plain JSON value"),
-        ("rate", np.float64(0.1) * np.ones(2), "plain JSON value"),
-        ("n", np.int64(3), r"plain JSON value .*convert it, as with `\.item\(\)`"),
-        ("any", {1, 2}, "plain JSON value"),
-        ("any", {1: 2}, "expected text as keys"),
-        ("n", True, "expected int, as in its default 3, got True"),
-        ("n", 2.5, "expected int"),
-        ("rate", "fast", "expected float, as in its default 0.5, got 'fast'"),
-        ("rate", True, "expected float"),
-        ("rate", "inf", "expected float"),
-        ("quick", 1, "expected bool"),
-        ("task", 3, "expected str"),
-        ("seeds", 3, "expected list"),
-    ],
-)
-def test_wrong_values_are_refused(name, value, message):
-    with pytest.raises(InvalidInputError, match=message):
-        check_parameters({name: value}, DEFAULTS)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(value=json_values)
-def test_plain_values_pass_unchanged_where_any_type_is_meant(value):
-    assert check_parameters({"any": value}, DEFAULTS) == {"any": value}
-
-
-@given(value=json_values)
-def test_a_value_is_accepted_with_the_type_of_its_default_or_refused_with_a_message(value):
-    for name, default in DEFAULTS.items():
-        try:
-            checked = check_parameters({name: value}, DEFAULTS)[name]
-        except InvalidInputError as error:
-            message = str(error)
-            if not message.startswith(f"Parameter {name!r}: expected"):
-                raise
-        else:
-            assert default is None or type(checked) is type(default)
-
-
-def suite_file(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "notebooks" / "suites" / "suite.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def test_a_suite_becomes_a_plan(tmp_path):
-    path = suite_file(
-        tmp_path,
-        "name: study\nprofile: demo\nnotebooks:\n- notebook: ../a.ipynb\n"
-        "- {notebook: ../a.ipynb, params: {rate: 0.1}, stage: 2}\n- {notebook: ../b.ipynb, stage: 2}\n"
-        "- notebook: ../c.ipynb\n",
-    )
-    plan = suites.plan_suite(path, runs="runs")
-    assert [(run.notebook.stem, run.stage) for run in plan] == [("a", 0), ("c", 0), ("a", 2), ("b", 2)]
-    plan = [plan[0], *plan[2:]]
-    assert [str(run.run_dir) for run in plan] == ["runs/study/a", "runs/study/a-2", "runs/study/b"]
-    assert [run.params for run in plan] == [{}, {"rate": 0.1}, {}]
-    assert plan[0].notebook == (tmp_path / "notebooks" / "a.ipynb").resolve()
-    assert {run.profile for run in plan} == {"demo"}
-    other = suites.plan_suite(path, runs="runs", profile="smoke")
-    assert str(other[0].run_dir) == "runs/study-smoke/a"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: s\nprofile: demo\nnotebooks: []\n", "notebooks: "),
-        ("name: ../s\nprofile: demo\nnotebooks: [{notebook: a.ipynb}]\n", "name: "),
-        ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, parms: {}}]\n", "notebooks.0.parms: "),
-        ("- 1\n", "Expected a suite"),
-        ("", "Expected a suite"),
-        ("name: [\n", "Expected YAML"),
-        ("name: !!python/object/apply:os.system [echo]\n", "Expected YAML"),
-        ("name: s\nprofile: demo\nnotebooks: [{notebook: ../../../x.ipynb}]\n", "expected notebooks under"),
-        ("name: s\nprofile: demo\nnotebooks: [{notebook: /etc/x.ipynb}]\n", "expected notebooks under"),
-    ],
-)
-def test_bad_suites_are_refused(tmp_path, text, message):
-    with pytest.raises(InvalidInputError, match=message):
-        suites.plan_suite(suite_file(tmp_path, text), runs="runs")
-
-
-def test_a_link_cannot_lead_out_of_the_notebooks(tmp_path):
-    path = suite_file(tmp_path, "name: s\nprofile: demo\nnotebooks: [{notebook: ../link.ipynb}]\n")
-    (tmp_path / "notebooks" / "link.ipynb").symlink_to(tmp_path / "elsewhere.ipynb")
-    with pytest.raises(InvalidInputError, match="which leaves it"):
-        suites.plan_suite(path, runs="runs")
-
-
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(DataFileError, match=r"Expected a suite file at .*none\.yaml"):
-        suites.load_suite(tmp_path / "none.yaml")
     with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
         batch.run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
 
 
-def test_one_notebook_goes_to_the_directory_of_its_profile(tmp_path):
-    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
-    (own,) = suites.plan_notebook(notebook, runs="runs")
-    (given_one,) = suites.plan_notebook(notebook, runs="runs", profile="smoke")
-    assert (str(own.run_dir), str(given_one.run_dir)) == ("runs/demo/n", "runs/smoke/n")
-
-
-def result(code: int) -> batch.RunResult:
-    return batch.RunResult(Path("n.ipynb"), Path("run"), code, 1.0)
+def result(state: str) -> RunStatus:
+    return RunStatus(name="n", notebook=Path("n.ipynb"), run_dir=Path("run"), state=state)
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"),
-    [([0, 0], 0), ([1], 1), ([138], 138), ([0, 1, 0], 3), ([138, 138], 3), ([0, 130], 130), ([1, 130], 130)],
+    ("states", "expected"),
+    [
+        (["done", "hit"], 0),
+        (["failed"], 1),
+        (["timed out"], 1),
+        (["kernel died"], 138),
+        (["interrupted"], 130),
+        (["done", "failed", "done"], 3),
+        (["kernel died", "kernel died"], 3),
+        (["failed", "skipped"], 3),
+        (["done", "interrupted"], 130),
+        (["interrupted", "failed"], 130),
+    ],
 )
-def test_exit_codes(codes, expected):
-    assert batch.suite_exit_code([result(code) for code in codes]) == expected
-
-
-def summary_frame(accuracy: float) -> pd.DataFrame:
-    numbers = {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "sve": 4.9, "lsvr": 2.5}
-    columns = {f"{protocol} {name}": [value] for protocol in ("ID", "OOD") for name, value in numbers.items()}
-    return pd.DataFrame({"ratio": [float("nan")], "method": ["LP"], **columns})
-
-
-def test_summaries_are_gathered_as_text_without_repeats(tmp_path):
-    for name, accuracy in [("a", 0.5), ("b", 0.5), ("c", 0.75)]:
-        (tmp_path / name).mkdir()
-        summary_frame(accuracy).to_parquet(tmp_path / name / "summary.parquet")
-    table = batch.summary_of_runs(tmp_path)
-    assert table["noise"].tolist() == ["random init"] * 2
-    assert table["ID accuracy"].tolist() == ["0.500 [0.490, 0.510]", "0.750 [0.740, 0.760]"]
-    assert list(table) == [
-        "noise", "method", "ID accuracy", "ID SVE", "ID LSVR", "OOD accuracy", "OOD SVE", "OOD LSVR",
-    ]  # fmt: skip
-
-
-def test_no_or_broken_summaries_are_errors(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"found no summary\.parquet: use `nml run` first"):
-        batch.summary_of_runs(tmp_path)
-    (tmp_path / "summary.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(DataFileError, match="run again"):
-        batch.summary_of_runs(tmp_path)
+def test_exit_codes(states, expected):
+    assert batch.suite_exit_code([result(state) for state in states]) == expected

@@ -17,7 +17,8 @@ from nml_kit._version import __version__
 from nml_kit.cli import app
 from nml_kit.files import write_tensors
 from nml_kit.store import Store
-from tests.test_batch import summary_frame, write_notebook
+from tests.test_batch import write_notebook
+from tests.test_summary import summary_frame
 
 NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
 
@@ -83,6 +84,83 @@ def test_bad_input_exits_2_with_a_message(tmp_path, monkeypatch, words, message)
 def test_a_missing_file_exits_1(tmp_path):
     result = nml("run", tmp_path / "none.ipynb")
     assert (result.exit_code, "Expected a Jupyter notebook" in result.stderr) == (1, True)
+
+
+def test_a_misspelt_grid_key_is_told_at_once(tmp_path):
+    """Without nbformat and papermill, which take seconds to load."""
+    write_notebook(tmp_path / "n.ipynb")
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom nml_kit.cli import app\n"
+        f"result = CliRunner().invoke(app, ['run', {str(tmp_path / 'n.ipynb')!r}, '--grid', 'rte=0.1,0.2'])\n"
+        "heavy = {'torch', 'pandas', 'plotly', 'papermill', 'nbclient', 'nbformat', 'nbconvert', 'jsonschema'}\n"
+        "print(result.exit_code, sorted(heavy & set(sys.modules)), result.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 [] Error: Unknown parameter 'rte': did you mean 'rate'?")
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    words = ["run", notebook, "--grid", "rate=0.1,0.2", "--grid", "seeds=[0],[1]", "--runs", tmp_path / "runs"]
+    result = nml(*words, "--dry-run")
+    assert result.exit_code == 0
+    assert "n/rate=0.2,seeds=_1_-" in result.stdout
+    assert "4 to run, unknown time" in result.stdout
+    assert not (tmp_path / "runs").exists()
+    missing = nml(*words, "--only", "m*")
+    assert (missing.exit_code, "Runs: n/rate=0.1" in missing.stderr) == (2, True)
+    twice = nml("run", notebook, "--grid", "rate=0.1", "--grid", "rate=0.2")
+    assert (twice.exit_code, "Expected --grid once for each parameter" in twice.stderr) == (2, True)
+
+
+def test_no_runs_have_no_status(tmp_path):
+    result = nml("status", tmp_path)
+    assert (result.exit_code, "use `nml run` first" in result.stderr) == (2, True)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def statuses(runs: Path) -> dict[str, str]:
+    return {one["name"]: one["state"] for one in json.loads(nml("status", runs, "--json").stdout)}
+
+
+def test_a_second_runner_waits_and_takes_over_when_the_first_is_killed(tmp_path):
+    """Each execution leaves a line; it ends once a file is there."""
+    code = (
+        "import pathlib, time\nroot = pathlib.Path(run_dir).parents[2]\n"
+        "with (root / 'log').open('a') as log: log.write('.')\n"
+        "while not (root / 'go').exists(): time.sleep(0.05)"
+    )
+    notebook = write_notebook(tmp_path / "n.ipynb", code, parameters='profile = "smoke"\nrun_dir = ""')
+    log, runs = tmp_path / "log", tmp_path / "runs"
+    command = [*NML, "run", str(notebook), "--runs", str(runs)]
+    first, second = None, None
+    try:
+        with (tmp_path / "second").open("w") as stderr:
+            first = subprocess.Popen(command)
+            wait_for(log.exists)
+            assert statuses(runs) == {"smoke/n": "running"}
+            second = subprocess.Popen(command, stderr=stderr, stdout=subprocess.PIPE, text=True)
+            wait_for(lambda: "n waits: another process is running it" in (tmp_path / "second").read_text())
+            assert log.read_text() == "."
+            first.kill()
+            wait_for(lambda: log.read_text() == "..")
+            (tmp_path / "go").touch()
+            output, _ = second.communicate(timeout=60)
+    finally:
+        for process in filter(None, (first, second)):
+            process.kill()
+    assert output == f"done: {runs / 'smoke' / 'n' / 'notebook.html'}\n"
+    assert statuses(runs) == {"smoke/n": "done"}
+    again = nml("run", notebook, "--runs", runs)
+    assert (again.exit_code, again.stdout) == (0, output.replace("done", "hit"))
+    assert log.read_text() == ".."
+    assert "n │ done" in nml("status", runs).stdout.replace("smoke/", "")
 
 
 @pytest.mark.parametrize("count", [1, 2])

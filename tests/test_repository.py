@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
-    "_version errors",
+    "_version errors _kernel_output",
     "files noise _workspace _head_inputs _feature_rows intervals",
     "store regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
@@ -32,9 +32,12 @@ LAYERS = (
     "evaluate profiles",
     "study look",
     "plots",
-    "export parameters _kernels",
-    "suites",
+    "export parameters _kernels summary",
+    "suites status",
+    "_execution _estimates",
+    "_run",
     "batch doctor",
+    "_console",
     "cli",
 )
 ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers", "_workspace")
