@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors",
-    "files noise _workspace _head_inputs _feature_rows intervals",
-    "store regularizers _head_layers _gram _qr _logistic_newton",
+    "files noise _workspace _feature_rows intervals",
+    "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator",
     "spectrum",
     "records datasets networks _head_optimizer recipes",
