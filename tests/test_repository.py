@@ -20,6 +20,7 @@ LAYERS = (
     "files noise _workspace _feature_rows intervals",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator",
+    "_subset_spectra",
     "spectrum",
     "records datasets networks _head_optimizer recipes",
     "_head_training",
@@ -36,7 +37,8 @@ LAYERS = (
     "batch doctor",
     "cli",
 )
-ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers", "_workspace")
+ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
+               "_workspace")  # fmt: skip
 CONDA_NAMES = {"torch": "pytorch"}
 
 
