@@ -27,5 +27,6 @@ from .spectrum import grouped_singular_values as grouped_singular_values
 from .spectrum import largest_singular_value_ratio as largest_singular_value_ratio
 from .spectrum import singular_value_entropy as singular_value_entropy
 from .spectrum import singular_values as singular_values
+from .spectrum import spectra_of_subsets as spectra_of_subsets
 from .store import Store as Store
 from .study import run_study as run_study

@@ -8,9 +8,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
-from nml_kit._head_inputs import on_host, require_finite, to_tensor
+from nml_kit._head_inputs import on_host, require_finite, validated_features
 from nml_kit._head_training import HeadNetwork, Trainee, TrainingSettings, build_network, train
 from nml_kit.errors import InvalidInputError
 from nml_kit.regularizers import Recipe
@@ -36,7 +35,7 @@ class TrainableHead(Protocol):
 
 def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
     """Fit heads in place on features X (N, D) and labels y (N,), each on the rows of its mask (None: all)."""
-    X, y = on_host(X), on_host(y)
+    y = on_host(y)
     for place in {(head.dtype, head.device): None for head in heads}:
         chosen = [position for position, head in enumerate(heads) if (head.dtype, head.device) == place]
         _fit_at(*place, [heads[position] for position in chosen], X, y, [masks[position] for position in chosen])
@@ -44,37 +43,38 @@ def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mas
 
 def _fit_at(dtype: str, device: str, heads: list[Any], X: Any, y: Any, masks: list[Mask]) -> None:
     settings = [head._settings() for head in heads]
-    X, y = _validated(heads, X, y, dtype)
+    features, y = _validated(heads, X, y)
+    num_features = features.shape[1]
     subsets: dict[bytes, tuple[NDArray[Any], torch.Tensor, torch.Tensor]] = {}
     trainees = []
     for head, setting, mask in zip(heads, settings, masks, strict=True):
         key = b"" if mask is None else np.asarray(mask).tobytes()
         if key not in subsets:
-            subsets[key] = _subset(y, mask, device)
+            subsets[key] = _subset(y, mask, features.device)
         head.classes_, rows, codes = subsets[key]
         # Two streams, so that heads of different shapes with one seed see the batches in one order.
         seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
-        generator, width = torch.Generator().manual_seed(int(seeds[0])), head._hidden_width(X.shape[1])
-        network = build_network(X.shape[1], len(head.classes_), head._tuner_recipe(), width, generator)
+        generator, width = torch.Generator().manual_seed(int(seeds[0])), head._hidden_width(num_features)
+        network = build_network(num_features, len(head.classes_), head._tuner_recipe(), width, generator)
         trainees.append(Trainee(network.to(device, getattr(torch, dtype)), setting, rows, codes, int(seeds[1])))
-    curves = train(trainees, to_tensor(X, device))
+    curves = train(trainees, features)
     for head, trainee, curve in zip(heads, trainees, curves, strict=True):
         head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
 
 
-def _validated(heads: list[Any], X: Any, y: Any, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def _validated(heads: list[Any], X: Any, y: Any) -> tuple[torch.Tensor, NDArray[Any]]:
     """Check X and y once for all heads, and tell each head the features that it has seen."""
-    X, y = validate_data(heads[0], X, y, dtype=dtype, order="C", ensure_all_finite=False)
-    require_finite(X)
+    features, y = validated_features(heads[0], X, y)
+    require_finite(features, heads[0].dtype, source=X)
     check_classification_targets(y)
     names = ("n_features_in_", "feature_names_in_")
     seen = {name: getattr(heads[0], name) for name in names if hasattr(heads[0], name)}
     for head in heads[1:]:
         vars(head).update(seen)
-    return X, y
+    return features, y
 
 
-def _subset(y: NDArray[Any], mask: Mask, device: str) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
+def _subset(y: NDArray[Any], mask: Mask, device: torch.device) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
     """Return the classes (K,) among the chosen rows, the rows (n,), and all labels as codes of those classes (N,)."""
     if mask is not None and (np.shape(mask) != (len(y),) or np.asarray(mask).dtype != bool):
         came = f"{np.asarray(mask).dtype} of shape {np.shape(mask)}"

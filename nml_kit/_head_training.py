@@ -1,8 +1,8 @@
-"""The networks of heads and the loop that trains several of them side by side on resident features, by index."""
+"""The networks of heads and the loop that trains several of them side by side on features as they lie, by index."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,6 @@ from nml_kit._workspace import Workspace
 from nml_kit.errors import InvalidInputError
 from nml_kit.regularizers import Recipe, TermsOfHeads
 
-_INFERENCE_ROWS = 4096
 _DEFAULT_EPOCHS = 30  # the authors' commands
 # A step of AdamW moves a weight by at most about the learning rate, so a head that takes few steps stays at
 # its random start: with 30 epochs on 150 samples (90 steps) a linear probe of iris has 6 to 60 % accuracy,
@@ -109,7 +108,7 @@ def _hidden_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.L
 class Trainee:
     """A head to train: `rows` (n,) int64 of the features are its samples, `codes` (N,) int64 all labels in 0 … K−1.
 
-    The order of its samples in each epoch is drawn from `order_seed`.
+    Both lie where the features do. The order of its samples in each epoch is drawn from `order_seed`.
     """
 
     network: HeadNetwork
@@ -133,8 +132,8 @@ class Trainee:
 def train(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
     """Train networks in place with AdamW and a cosine to 0 per step; return the mean losses of each one's epochs.
 
-    X is (N, D) on the networks' device. Those of one kind train side by side, with the results that each would have
-    alone but for rounding. Raises InvalidInputError if one diverges.
+    X is (N, D), of any float dtype and on any device: batches of it come to the networks'. Those of one kind train side
+    by side, with the results that each would have alone but for rounding. Raises InvalidInputError if one diverges.
     """
     curves: list[list[float]] = [[] for _ in trainees]
     for positions in _side_by_side(trainees):
@@ -215,10 +214,11 @@ def _train_stack(trainees: Sequence[Trainee], X: Tensor) -> list[list[float]]:
     bounds, epochs = settings.bounds_for(num_samples), settings.epochs_for(num_samples)
     stack = Stack(trainees)
     optimizer = stack.optimizer()
-    batches = _batches(trainees, X, bounds)
+    like = stack.parameters[0].value
+    batches = _batches(trainees, X, bounds, like)
     curves = []
     for epoch in tqdm(range(epochs), disable=not any(one.settings.verbose for one in trainees), unit="epoch"):
-        loss_sum = X.new_zeros(len(trainees))
+        loss_sum = like.new_zeros(len(trainees))
         for step in range(len(bounds)):
             F, y = next(batches)
             loss_sum += stack.loss_and_gradients(F, y) * y.shape[1]
@@ -241,22 +241,40 @@ def _require_finite(losses: list[float], trainees: Sequence[Trainee], epoch: int
 
 
 @torch.no_grad()
-def infer(part: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
-    """Return part(X), float64 on the CPU, computed in blocks of rows; `part` is float64, X may be narrower."""
-    return torch.cat([part(block.double()).cpu() for block in X.split(_INFERENCE_ROWS)])
+def infer(part: Callable[[Tensor], Tensor], blocks: Iterable[Tensor], device: str) -> Tensor:
+    """Return part(X), float64 on the CPU, of an X that comes in blocks of rows; `part` is float64 and on `device`."""
+    return torch.cat([part(block.to(device, torch.float64)).cpu() for block in blocks])
 
 
-def _batches(trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield F (H, M, D) and y (H, M, 1) for ever, in a new order each epoch, in two buffers that are used again.
+class _Gather:
+    """Rows of a table by index, in a buffer that is used again; brought to a dtype and device if they differ."""
 
-    Where all heads see the same batches there is one for all of them: F (1, M, D) and y (1, M, 1).
+    def __init__(self, table: Tensor, most_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._table = table
+        self._buffer = table.new_empty(most_rows, *table.shape[1:])
+        differs = (table.dtype, table.device) != (dtype, device)
+        self._brought = torch.empty_like(self._buffer, dtype=dtype, device=device) if differs else None
+
+    def __call__(self, index: Tensor) -> Tensor:
+        rows = torch.index_select(self._table, 0, index, out=self._buffer[: len(index)])
+        return rows if self._brought is None else self._brought[: len(index)].copy_(rows)
+
+
+def _batches(
+    trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int]], like: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield F (H, M, D) and y (H, M, 1) for ever, in a new order each epoch, in buffers that are used again.
+
+    F has the dtype and device of `like`. Where all heads see the same batches there is one for all of them: F (1, M, D)
+    and y (1, M, 1).
     """
     orders = {(trainee.order_seed, id(trainee.rows)): trainee for trainee in trainees}
     distinct = list(orders.values()) if len(orders) == 1 else list(trainees)
     generators = [torch.Generator().manual_seed(trainee.order_seed) for trainee in distinct]
     codes, count = trainees[0].codes, len(distinct)
     largest = count * max(stop - start for start, stop in bounds)
-    features, targets = X.new_empty(largest, X.shape[1]), codes.new_empty(largest)
+    features = _Gather(X, largest, like.dtype, like.device)
+    targets = _Gather(codes, largest, codes.dtype, like.device)
     while True:
         drawn = [
             one.rows[torch.randperm(len(one.rows), generator=generator).to(X.device)]
@@ -265,6 +283,4 @@ def _batches(trainees: Sequence[Trainee], X: Tensor, bounds: list[tuple[int, int
         order = torch.stack(drawn)
         for start, stop in bounds:
             index = order[:, start:stop].reshape(-1)
-            F = torch.index_select(X, 0, index, out=features[: len(index)])
-            y = torch.index_select(codes, 0, index, out=targets[: len(index)])
-            yield F.view(count, stop - start, -1), y.view(count, stop - start, 1)
+            yield features(index).view(count, stop - start, -1), targets(index).view(count, stop - start, 1)

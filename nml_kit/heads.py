@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from nml_kit._head_fitting import fit_together
-from nml_kit._head_inputs import on_host, require, require_finite, to_tensor
+from nml_kit._head_inputs import finite_blocks, require, validated_features
 from nml_kit._head_training import TrainingSettings, infer
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.regularizers import TERM_WEIGHTS, Recipe
@@ -45,10 +45,12 @@ class _Head(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Train the head on features X (N, D) and labels y (N,), and return it.
 
-        X is an array, tensor or memory-map of any real dtype (converted to `dtype`); y holds any kind of
-        labels. Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of each epoch) and `module_`,
-        the trained network. Raises `InvalidInputError` for NaN or infinite features, fewer than two classes,
-        settings out of range or a training that diverges, and ValueError when X and y differ in length.
+        X is an array, tensor or memory-map. Floats of 16, 32 and 64 bits stay as and where they lie, on a disk too:
+        each batch is gathered by index, then converted to `dtype` and moved to `device`. Other dtypes are converted
+        as a whole. y holds any kind of labels. Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of
+        each epoch) and `module_`, the trained network. Raises `InvalidInputError` for NaN or infinite features, fewer
+        than two classes, settings out of range or a training that diverges, and ValueError when X and y differ in
+        length.
         """
         fit_together([self], X, y, [None])
         return self
@@ -65,11 +67,10 @@ class _Head(ClassifierMixin, BaseEstimator):
     def _infer(self, X: Any, wanted: Literal["features", "logits"]) -> torch.Tensor:
         """Compute in float64: its cost is nil beside fitting, and a row's result is free of its neighbours."""
         check_is_fitted(self)
-        X = validate_data(self, on_host(X), dtype=self.dtype, order="C", reset=False, ensure_all_finite=False)
-        require_finite(X)
+        (features,) = validated_features(self, X, reset=False)
         network = copy.deepcopy(self.module_).to(self.device, torch.float64)
         part = network.tuner if wanted == "features" else lambda block: network(block)[1]
-        return infer(part, to_tensor(X, self.device))
+        return infer(part, finite_blocks(features, getattr(torch, self.dtype), source=X), self.device)
 
     def _tuner_recipe(self) -> Recipe | None:
         return None
@@ -258,9 +259,10 @@ def fit_heads(
 
     `sample_masks` has for each head the rows that are its training set, bool (N,), or None for all of them. Heads of
     one shape (class, recipe, width, epochs, batch size, number of samples) train side by side; seeds, weights of the
-    terms, learning rates and weight decays are free. Each result equals fitting that head alone on its rows, but for
-    rounding: relative 1e-5 of the probabilities in float64, a few 1e-3 in float32 (training amplifies it). The heads
-    passed in stay as they are. Raises what `fit` raises, and InvalidInputError for masks that do not fit X or heads.
+    terms, learning rates and weight decays are free. X stays as it lies, as in `fit`, whatever the masks. Each result
+    equals fitting that head alone on its rows, but for rounding, which training amplifies: the probabilities agree to a
+    relative 1e-5 in float64 and to an absolute 2e-3 in float32. The heads passed in stay as they are. Raises what `fit`
+    raises, and InvalidInputError for masks that do not fit X or heads.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))

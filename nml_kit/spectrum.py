@@ -1,9 +1,9 @@
 """Singular spectra of feature matrices and the numbers that summarise them.
 
-`singular_values` reads a feature matrix in chunks, `grouped_singular_values` each group of its rows, and
-`SpectrumAccumulator` takes rows as they come; every metric is a pure function of the singular values they
-return. N samples, D features, r = min(N, D) singular values σ₁ ≥ … ≥ σ_r ≥ 0, shares p_i = σ_i / Σσ,
-eigenvalues λ_i = σ_i².
+`singular_values` reads a feature matrix in chunks, `grouped_singular_values` each group of its rows,
+`spectra_of_subsets` overlapping subsets of them in one pass, and `SpectrumAccumulator` takes rows as they come;
+every metric is a pure function of the singular values they return. N samples, D features, r = min(N, D) singular
+values σ₁ ≥ … ≥ σ_r ≥ 0, shares p_i = σ_i / Σσ, eigenvalues λ_i = σ_i².
 
 Rules that all metrics share: the order of the values does not matter, scaling them all by c > 0 changes
 nothing, zeros are allowed (0 · ln 0 = 0), and NaN, infinite, negative or all-zero values raise
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from nml_kit._accumulator import SpectrumAccumulator as SpectrumAccumulator
 from nml_kit._feature_rows import BLOCK_ROWS, Center, FloatArray, PickedRows, check_center, matrix_shape, row_slices
 from nml_kit._qr import qr_singular_values
+from nml_kit._subset_spectra import spectra_of_subsets as spectra_of_subsets
 from nml_kit.errors import InvalidInputError, PrecisionLossError
 
 _RANKME_EPSILON = 1e-7  # the ε of Garrido et al. 2023, for float32 features

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors _kernel_output",
-    "files noise _workspace _head_inputs _feature_rows intervals",
-    "store regularizers _head_layers _gram _qr _logistic_newton",
+    "files noise _workspace _feature_rows intervals",
+    "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
+    "_subset_spectra",
     "spectrum",
     "records datasets networks _head_optimizer recipes _batch_statistics",
     "_head_training",
@@ -40,7 +41,8 @@ LAYERS = (
     "_console",
     "cli",
 )
-ARRAYS_ONLY = ("noise", "spectrum", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers", "_workspace")
+ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
+               "_workspace")  # fmt: skip
 CONDA_NAMES = {"torch": "pytorch"}
 
 

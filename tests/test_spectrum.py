@@ -23,6 +23,7 @@ from nml_kit.spectrum import (
     rankme,
     singular_value_entropy,
     singular_values,
+    spectra_of_subsets,
     spectrum_metrics,
     stable_rank,
 )
@@ -383,6 +384,85 @@ def test_bad_groups_are_named():
     X[2, 0] = np.nan
     with pytest.raises(InvalidInputError, match="NaN or inf in row 2"):
         grouped_singular_values(X, [1, 0, 0, 1])
+
+
+def overlapping_subsets(num_samples):
+    position = np.arange(num_samples)
+    drawn = np.random.default_rng(3).random(num_samples)
+    return {
+        "all": position >= 0,
+        "train": drawn < 0.7,
+        "test": drawn >= 0.7,
+        "domain": position % 3 == 1,
+        "end": position >= num_samples - 30,
+        "one": position == 600,
+    }
+
+
+@pytest.mark.parametrize("kind", ["well-conditioned", "large mean", "not negative", "decaying to 1e-12"])
+def test_subsets_equal_a_float64_svd_of_their_rows(kind):
+    X, subsets = matrix(kind, 1300, 24), overlapping_subsets(1300)
+    found = spectra_of_subsets(X, subsets, centers=CENTERS)
+    assert list(found) == [(name, center) for name in subsets for center in CENTERS]
+    for (name, center), values in found.items():
+        expected = np.linalg.svd(centred(X[subsets[name]], center), compute_uv=False)
+        assert values.dtype == np.float64
+        assert values.shape == expected.shape
+        if name == "one":
+            np.testing.assert_allclose(values, 0 if center == "feature" else expected, atol=1e-9)
+        else:
+            assert_contract(values, expected, scale=np.abs(X).max() * math.sqrt(X.size))
+
+
+@pytest.mark.parametrize(
+    "as_container", [np.asarray, torch.from_numpy, CountingRows, np.asfortranarray], ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int16])
+def test_subsets_equal_each_alone_to_the_bit(as_container, dtype):
+    X, subsets = (20 * matrix("well-conditioned", 1300, 24)).astype(dtype), overlapping_subsets(1300)
+    masks = {name: torch.from_numpy(mask) if name == "test" else mask.tolist() for name, mask in subsets.items()}
+    for (name, center), values in spectra_of_subsets(as_container(X), masks, centers=CENTERS).items():
+        np.testing.assert_array_equal(values, singular_values(X[subsets[name]], center=center))
+
+
+def test_subsets_read_each_row_once_and_only_those_that_they_need():
+    rows = CountingRows(matrix("well-conditioned", 1300, 24))
+    spectra_of_subsets(rows, overlapping_subsets(1300), centers=CENTERS)
+    np.testing.assert_array_equal(rows.reads, 1)
+    rows = CountingRows(matrix("well-conditioned", 1300, 24))
+    spectra_of_subsets(rows, {"end": np.arange(1300) >= 1024})
+    assert rows.reads[:1024].sum() == 0
+    np.testing.assert_array_equal(rows.reads[1024:], 1)
+
+
+def test_only_the_subset_that_loses_precision_is_read_again():
+    X, bad = matrix("well-conditioned", 900, 24), np.arange(900) % 3 == 0
+    X[bad] = matrix("rank 5", 300, 24)
+    rows = CountingRows(X)
+    found = spectra_of_subsets(rows, {"good": ~bad, "bad": bad, "all": np.ones(900, bool)}, centers=["none", "feature"])
+    np.testing.assert_array_equal(rows.reads, np.where(bad, 3, 1))  # once more for each of two centrings
+    for (name, center), values in found.items():
+        chosen = {"good": X[~bad], "bad": X[bad], "all": X}[name]
+        assert_contract(values, np.linalg.svd(centred(chosen, center), compute_uv=False))
+
+
+def test_bad_subsets_are_named():
+    X = np.ones((600, 3))
+    full = np.ones(600, bool)
+    with pytest.raises(InvalidInputError, match="Expected at least one row in subset 'test', got none"):
+        spectra_of_subsets(X, {"all": full, "test": ~full})
+    with pytest.raises(InvalidInputError, match=r"mask of bool \(600,\) for subset 'few'.*got bool of shape \(5,\)"):
+        spectra_of_subsets(X, {"few": full[:5]})
+    with pytest.raises(InvalidInputError, match=r"for subset 'numbers'.*got int64 of shape \(600,\)"):
+        spectra_of_subsets(X, {"numbers": np.arange(600)})
+    with pytest.raises(UnknownNameError, match="Unknown centring 'features': did you mean 'feature'"):
+        spectra_of_subsets(X, {"all": full}, centers=["none", "features"])
+    X[[3, 555], 1] = np.nan
+    later = np.arange(600) > 3
+    with pytest.raises(InvalidInputError, match="NaN or inf in row 555"):
+        spectra_of_subsets(X, {"later": later, "last": np.arange(600) == 599})
+    found = spectra_of_subsets(X, {"before": np.arange(600) < 3})
+    np.testing.assert_allclose(found["before", "none"], [3, 0, 0], atol=1e-12)
 
 
 def test_flat_spectrum():
