@@ -7,6 +7,9 @@ import pandas as pd
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.look import ratio_label
 
+_PARTS = ("accuracy", "low", "high", "sve", "lsvr")
+_COLUMNS = ["ratio", "method", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
+
 
 def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
@@ -18,8 +21,8 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     if not paths:
         raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
     try:
-        table = pd.concat([pd.read_parquet(path) for path in paths]).drop_duplicates()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        table = pd.concat([pd.read_parquet(path, columns=_COLUMNS) for path in paths]).drop_duplicates()
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors; of a missing column too
         raise DataFileError(f"Expected summaries in {', '.join(map(str, paths))}, got: {error}; run again.") from error
     shown = {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
     for protocol in ("ID", "OOD"):

@@ -35,7 +35,7 @@ LAYERS = (
     "suites status",
     "_execution _estimates",
     "_run",
-    "batch doctor",
+    "batch doctor report",
     "_console",
     "cli",
 )
