@@ -68,4 +68,4 @@ def interrupt_kernels(*, kill: bool = False) -> None:
     for manager in list(_RUNNING):
         process = getattr(manager.provisioner, "process", None)
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
+            process.kill() if kill else process.send_signal(signal.SIGINT)

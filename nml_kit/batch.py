@@ -212,6 +212,7 @@ class _Board:
         self._total = len(rows)
         self._running: dict[str, float] = {}  # names, and since when
         self._left = {row.run.name: row for row in rows if row.action != "hit"}
+        self._took: dict[Path, float] = {}  # seconds of the last run done here, by notebook
 
     def started(self, run: PlannedRun) -> None:
         with self._lock:
@@ -222,6 +223,8 @@ class _Board:
         with self._lock:
             del self._running[run.name]
             row = self._left.pop(run.name)
+            if status.state == "done" and status.seconds is not None:
+                self._took[run.notebook] = status.seconds
             after = f" after {status.seconds:.1f} s" if status.seconds is not None and status.state != "hit" else ""
             self._tell(f"{row.run.name} {status.state}{after}" + (status.error and f": {status.error}"))
 
@@ -230,15 +233,14 @@ class _Board:
             self._tell(text)
 
     def _tell(self, text: str) -> None:
-        now = time.monotonic()
         left = seconds_to_go(
-            [
-                (row.run.stage, row.seconds and max(row.seconds - now + self._running.get(name, now), 0.0))
-                for name, row in self._left.items()
-            ],
-            self._jobs,
+            [(row.run.stage, self._seconds_left(name, row)) for name, row in self._left.items()], self._jobs
         )
         self._report(Progress(text, tuple(self._running), self._total - len(self._left), self._total, left))
+
+    def _seconds_left(self, name: str, row: PlanRow) -> float | None:
+        seconds, now = self._took.get(row.run.notebook, row.seconds), time.monotonic()
+        return None if seconds is None else max(seconds - now + self._running.get(name, now), 0.0)
 
 
 def suite_exit_code(results: Sequence[RunStatus]) -> int:

@@ -51,6 +51,7 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
     assert result.exit_code == 3
     assert "bad.ipynb, cell 3: RuntimeError: no luck" in result.stderr
     assert "nml run two.yaml --runs runs" in result.stderr
+    assert result.stdout.endswith("To see all runs on one page: nml report runs\n")
     assert "Traceback" not in result.output
     page = tmp_path / "runs" / "two" / "fine" / "notebook.html"
     assert f"done: {page}" in result.stdout
