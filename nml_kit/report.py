@@ -23,9 +23,8 @@ from plotly.offline import get_plotlyjs
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.export import figure_json, figure_title, notebook_page, read_notebook, render, write_text
 from nml_kit.files import explained, temporary_beside
-from nml_kit.look import ratio_label
 from nml_kit.status import RunStatus, read_statuses
-from nml_kit.summary import summary_of_runs
+from nml_kit.summary import ROW_COLUMNS, means_of_rows, summary_of_runs
 
 PLOTLY_FILE, INDEX = "plotly.min.js", "index.html"
 _NOTEBOOKS = ("notebook.ipynb", "unfinished.ipynb")  # the second: as far as a run came that was killed
@@ -162,23 +161,24 @@ def _failing_source(notebook: Any) -> str:
 
 def _numbers(run_dir: Path) -> Table | None:
     """The run's summary, else the means of its rows by noise and method, else the head of another table of rows."""
+    summary, rows = run_dir / "summary.parquet", run_dir / "rows.parquet"
     try:
-        if (run_dir / "summary.parquet").exists():
+        if summary.exists():
             caption = "accuracy: a fraction with its 95 % interval; SVE and LSVR in nats; means over tasks"
             return _table(caption, summary_of_runs(run_dir))
-        if not (run_dir / "rows.parquet").exists():
+        if not rows.exists():
             return None
-        frame = pd.read_parquet(run_dir / "rows.parquet")
-    except (DataFileError, InvalidInputError, OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        return Table("results that cannot be read", ["error"], [[_cut(str(error))]])
-    if not {"ratio", "method", "protocol", "metric", "value"} <= set(frame):
+        frame = pd.read_parquet(rows)
+        if set(ROW_COLUMNS) <= set(frame):
+            return _table("means over tasks; accuracy as a fraction, SVE and LSVR in nats", means_of_rows(frame))
         return _table(f"the first of {len(frame)} rows" if len(frame) > _ROWS else "rows", frame)
-    in_order = frame.sort_values("ratio").assign(noise=frame["ratio"].map(ratio_label))  # NaN, the random init, is last
-    means = in_order.pivot_table(
-        index=["noise", "method"], columns=["protocol", "metric"], values="value", sort=False
-    ).map("{:.3f}".format)
-    means.columns = [" ".join(map(str, column)) for column in means.columns]
-    return _table("means over tasks and seeds; accuracy as a fraction, SVE and LSVR in nats", means.reset_index())
+    except (
+        DataFileError,
+        OSError,
+        ValueError,
+        TypeError,
+    ) as error:  # pyarrow's and ours; of texts where numbers should be
+        return Table("results that cannot be read", ["error"], [[_cut(str(error))]])
 
 
 def _table(caption: str, frame: pd.DataFrame) -> Table:
@@ -230,7 +230,10 @@ def _thinned(value: Any, points: int) -> Any:
 
 def _decoded(packed: dict[str, Any]) -> Any:
     try:
-        array = np.frombuffer(base64.b64decode(packed["bdata"]), np.dtype(str(packed.get("dtype"))).newbyteorder("<"))
+        kind = np.dtype(str(packed.get("dtype"))).newbyteorder("<")
+        if kind.kind not in "iuf":
+            return []
+        array = np.frombuffer(base64.b64decode(packed["bdata"]), kind)
         shape = [int(size) for size in str(packed.get("shape") or array.size).split(",")]
         return array.reshape(shape).tolist()
     except (ValueError, TypeError):

@@ -10,6 +10,8 @@ from nml_kit.look import ratio_label
 _PARTS = ("accuracy", "low", "high", "sve", "lsvr")
 _COLUMNS = ["ratio", "method", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
 
+ROW_COLUMNS = ("ratio", "method", "protocol", "task", "metric", "value", "n")
+
 
 def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
@@ -31,3 +33,27 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
         for metric in ("sve", "lsvr"):
             shown[f"{protocol} {metric.upper()}"] = table[f"{protocol} {metric}"].map("{:.3f}".format).tolist()
     return pd.DataFrame(shown)
+
+
+def means_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average result rows (ROW_COLUMNS) to a table of readable texts with the numbers that a summary has.
+
+    Columns: noise, method, then accuracy, SVE and LSVR, in and out of distribution, as far as there are rows of them;
+    each task counts the same, and within a task each test sample (accuracy) or row (SVE, LSVR).
+    """
+    shown = rows[rows["metric"].isin(["accuracy", "sve", "lsvr"])]
+    weight = shown["n"].where(shown["metric"] == "accuracy", 1)
+    keys = ["ratio", "method", "protocol", "metric"]
+    tasks = shown.assign(weight=weight, value=shown["value"] * weight).groupby([*keys, "task"], dropna=False)
+    sums = tasks[["value", "weight"]].sum()
+    means = (sums["value"] / sums["weight"]).groupby(keys, dropna=False).mean().unstack(["protocol", "metric"])
+    names = {
+        (protocol, metric): f"{protocol} {metric if metric == 'accuracy' else metric.upper()}"
+        for protocol in ("ID", "OOD") for metric in ("accuracy", "sve", "lsvr")
+    }  # fmt: skip
+    texts = {name: means[key].map("{:.3f}".format).tolist() for key, name in names.items() if key in means}
+    labels = {
+        "noise": [ratio_label(ratio) for ratio, _ in means.index],
+        "method": [method for _, method in means.index],
+    }
+    return pd.DataFrame(labels | texts)

@@ -26,7 +26,7 @@ from nml_kit.errors import InvalidInputError, StoreError
 from nml_kit.report import write_report
 from nml_kit.status import RunStatus, run_lock, write_plan, write_status
 from tests.test_export import IMAGE, SCRIPT, figure_output
-from tests.test_summary import summary_frame
+from tests.test_summary import result_rows, summary_frame
 
 HOSTILE = "</script>" + SCRIPT + IMAGE
 
@@ -238,14 +238,27 @@ def test_no_runs_are_an_error_and_the_command_says_what_to_open(tmp_path):
     assert result.output == f"Open {(tmp_path / 'site' / 'index.html').as_uri()}\n"
 
 
-def test_rows_become_means_by_noise_and_method(tmp_path):
+def test_a_run_without_a_summary_shows_the_means_of_its_rows(tmp_path):
     write_run(tmp_path / "one", "done")
-    rows = {"ratio": [np.nan, 0.1, 0.1, 0.0], "method": "LP", "protocol": "ID", "metric": "accuracy"}
-    pd.DataFrame(rows | {"value": [0.1, 0.4, 0.6, 0.75]}).to_parquet(tmp_path / "one" / "rows.parquet")
+    result_rows().to_parquet(tmp_path / "one" / "rows.parquet")
     table = run_of(write_report(tmp_path), "one").select_one(".numbers table")
-    assert [cell.get_text() for cell in table.select("th")] == ["noise", "method", "ID accuracy"]
+    assert [cell.get_text() for cell in table.select("th")] == ["noise", "method", "ID accuracy", "ID SVE"]
     cells = [cell.get_text() for cell in table.select("td")]
-    assert cells == ["0 %", "LP", "0.750", "10 %", "LP", "0.500", "random init", "LP", "0.100"]
+    assert cells == ["0 %", "LP", "0.500", "4.500", "random init", "LP", "0.100", "nan"]
+
+
+@pytest.mark.parametrize("column", ["ratio", "value", "n", "metric"])
+def test_foreign_results_and_figures_are_shown_or_left_out_but_never_a_crash(tmp_path, column):
+    packed = [{"bdata": "AAAA", "dtype": kind} for kind in ("S3", "O", "f8", "none", "f4")] + [{"bdata": 3}, {}]
+    outputs = [
+        new_output("display_data", {"application/vnd.plotly.v1+json": content})
+        for content in ({"data": [{"x": one} for one in packed] + [3]}, {"data": [3]}, {"layout": {"xaxis": 3}}, 3)
+    ]
+    write_run(tmp_path / "one", "done", *outputs)
+    result_rows().assign(**{column: "text"}).to_parquet(tmp_path / "one" / "rows.parquet")
+    run = run_of(write_report(tmp_path), "one")
+    assert run.select_one(".numbers") is not None
+    assert len(run.select(".thumbs .nml-figure")) == 1
 
 
 @pytest.fixture(params=["file", "http"])
