@@ -91,6 +91,7 @@ def run(
         typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
         if result.error:
             typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
+    typer.echo(f"To see all runs on one page: {shlex.join(['nml', 'report', str(runs)])}")
     if code:
         options = {"--profile": profile, "--only": only, "--timeout": timeout, "--jobs": jobs}
         again = ["nml", "run", str(target)]
@@ -163,6 +164,19 @@ def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] =
     _show(title, summary_rows.columns.tolist(), summary_rows.to_numpy())
     for page in sorted(runs.rglob("notebook.html")):
         typer.echo(f"Open {page.resolve().as_uri()}")
+
+
+@app.command()
+def report(
+    runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Directory for the site; default: RUNS/report.")] = None,
+) -> None:
+    """Make a site of all runs and their notebooks that opens in a browser without a network."""
+    with _errors_as_messages():
+        from nml_kit.report import write_report
+
+        index = write_report(runs, out)
+    typer.echo(f"Open {index.as_uri()}")
 
 
 @app.command()

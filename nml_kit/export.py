@@ -1,15 +1,21 @@
 """An executed notebook becomes one HTML file that needs no network: plotly.js inside, once, and every figure shown."""
 
+import functools
+import hashlib
 import html
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import bleach
 import nbformat
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from plotly.io import to_html
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
@@ -23,52 +29,31 @@ _STYLE_BLOCK = re.compile(r"<style\b.*?</style>", re.DOTALL | re.IGNORECASE)
 _TAG_NAMES = """
 a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
 li ol p pre s section small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
-_ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "img": ["src", "alt", "width", "height"]}
-_ATTRIBUTES |= {cell: ["colspan", "rowspan"] for cell in ("td", "th")}
-_PROTOCOLS = ["http", "https", "mailto", "data"]  # data: images inside the page
+_ATTRIBUTES = {"img": ("alt", "width", "height"), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
+_PROTOCOLS = ("http", "https", "mailto", "data")  # data: images inside the page
 _BUTTONS = ["sendChartToCloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
+_CODE_STYLES = ("default", "github-dark")
+_TOKEN = re.compile(r"nml-figure-[0-9a-f]{32}")
 _TEMPLATE = """
 {%- extends 'classic/base.html.j2' -%}
 {%- block input -%}
 <details><summary>code</summary>{{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
 {%- endblock input -%}
 {%- block output_prompt -%}{%- endblock output_prompt -%}
+{%- block data_javascript -%}{%- endblock data_javascript -%}
 """
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; \
-style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; font-src data:; form-action 'none'">
-<title>{title}</title>
-<style>{style}</style>
-<script>{plotly_js}</script>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-_STYLE = """
-body { margin: 0; background: #fff; color: #1f2430; line-height: 1.55;
-  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 24px 20px 80px; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.3rem; margin-top: 2.2rem; } h3 { font-size: 1.1rem; }
-a { color: #0b5fa5; } code, pre { font-family: ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
-.anchor-link, .prompt { display: none; }
-details { margin: .4rem 0; } details > summary { cursor: pointer; color: #8a8f98; font-size: .8rem; }
-pre { overflow-x: auto; font-size: .85rem; line-height: 1.45; margin: .3rem 0; }
-details pre { background: #f6f7f9; border-radius: 6px; padding: .7rem .9rem; }
-.output_stderr pre { color: #8a6d1a; } .output_error pre { background: #fdf0ef; padding: .7rem .9rem; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .28rem .75rem; text-align: right; border-bottom: 1px solid #e6e8ec; vertical-align: top; }
-th { font-weight: 600; } thead th { border-bottom: 1px solid #9aa1ac; } .output_html { overflow-x: auto; }
-figure { margin: 1rem 0; } img { max-width: 100%; }
-@media print { details { display: none; } figure { break-inside: avoid; } }
-"""
+_FIGURE = Markup(
+    '<figure role="img" aria-label="{}"><div class="nml-figure" style="height:{}px"></div>'
+    '<script type="application/json">{}</script></figure>'
+)
+_HIGHEST = 5000  # pixels of a figure: more is a mistake of its maker
+
+
+class Page(NamedTuple):
+    """A notebook as the text of an HTML page, and its figures as plain data, in their order."""
+
+    html: str
+    figures: list[dict[str, Any]]
 
 
 def export_html(notebook_path: str | Path, html_path: str | Path) -> Path:
@@ -80,23 +65,60 @@ def export_html(notebook_path: str | Path, html_path: str | Path) -> Path:
     are not typeset: write them in Unicode. Raises DataFileError if the file is not a notebook.
     """
     notebook_path, html_path = Path(notebook_path), Path(html_path)
-    notebook = read_notebook(notebook_path)
-    figures: dict[str, str] = {}
+    page = notebook_page(read_notebook(notebook_path), notebook_path.stem)
+    with replacing(html_path) as temporary:
+        write_text(temporary, page.html)
+    return html_path
+
+
+def notebook_page(
+    notebook: NotebookNode, name: str, *, plotly_src: str | None = None, run: Mapping[str, str] | None = None
+) -> Page:
+    """The page of a notebook, which is changed; plotly.js is inside, or is the shared file `plotly_src` beside it.
+
+    `name` is the title of a notebook without a heading. `run` (name, state, mood, error) becomes the line above the
+    notebook that leads back to index.html.
+    """
+    title = _title(notebook, name)
+    figures: dict[str, dict[str, Any]] = {}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := _readable(output, figures))]
-    body, _ = HTMLExporter(raw_template=_TEMPLATE, exclude_anchor_links=True).from_notebook_node(notebook)
-    body = bleach.clean(
-        body, tags=set(_TAG_NAMES.split()), attributes=_ATTRIBUTES, protocols=["http", "https", "mailto", "data"]
-    )
-    for token, figure in figures.items():
-        body = body.replace(token, figure)
-    code_style = HtmlFormatter().get_style_defs(".highlight")
-    page = {"title": html.escape(_title(notebook, notebook_path)), "style": _STYLE + code_style}
-    text = _PAGE.format(body=body, plotly_js=get_plotlyjs() if figures else "", **page)
-    with replacing(html_path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return html_path
+    body, _ = _exporter().from_notebook_node(notebook)
+    body = bleach.clean(body, tags=set(_TAG_NAMES.split()), attributes=_attribute_allowed, protocols=_PROTOCOLS)
+    drawn = {token: _figure_html(figure) for token, figure in figures.items()}
+    body = _TOKEN.sub(lambda found: drawn.get(found[0], found[0]), body)
+    light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in _CODE_STYLES)
+    text = render(
+        "page.html.j2", title=title, body=Markup(body), run=run,  # noqa: S704 (cleaned above)
+        code_style=Markup(light), dark_code_style=Markup(dark),  # noqa: S704 (of pygments)
+        plotly_js=Markup(get_plotlyjs()) if figures and plotly_src is None else "",  # noqa: S704 (of plotly)
+        plotly_src=plotly_src if figures else None,
+    )  # fmt: skip
+    return Page(text, list(figures.values()))
+
+
+def render(template: str, **context: Any) -> str:
+    """The text of a page from a template of ours, with all values escaped but Markup, and its scripts' nonce."""
+    text = _templates().get_template(template).render(context, nonce="")
+    nonce = hashlib.sha256(text.encode(errors="replace")).hexdigest()  # equal pages are equal; no text can hold its own
+    return _templates().get_template(template).render(context, nonce=nonce)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8; half a surrogate pair, which JSON may hold, becomes a question mark."""
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+@functools.cache
+def _exporter() -> HTMLExporter:
+    return HTMLExporter(raw_template=_TEMPLATE, exclude_anchor_links=True)  # once: it compiles its templates
+
+
+@functools.cache
+def _templates() -> Environment:
+    loader = PackageLoader("nml_kit")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def read_notebook(path: str | Path) -> NotebookNode:
@@ -109,8 +131,8 @@ def read_notebook(path: str | Path) -> NotebookNode:
     return notebook
 
 
-def _readable(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | None:
-    """The output as the page shows it, or None; a figure becomes a token that `figures` maps to its HTML."""
+def _readable(output: NotebookNode, figures: dict[str, dict[str, Any]]) -> NotebookNode | None:
+    """The output as the page shows it, or None; a figure becomes a token that `figures` maps to its content."""
     if output.output_type == "stream" and output.name == "stderr":
         lines = re.split(r"[\r\n]+", _CURSOR_MOVE.sub("", output.text))
         output.text = "\n".join(line for line in lines if line.strip() and not _PROGRESS_LINE.search(line))
@@ -119,7 +141,11 @@ def _readable(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | N
         return output
     if PLOTLY_MIME in output.data:
         token = f"nml-figure-{uuid.uuid4().hex}"
-        figures[token] = _figure_html(output.data[PLOTLY_MIME])
+        content = output.data[PLOTLY_MIME] if isinstance(output.data[PLOTLY_MIME], dict) else {}
+        data, layout = content.get("data"), content.get("layout")
+        figures[token] = {
+            "data": data if isinstance(data, list) else [], "layout": layout if isinstance(layout, dict) else {}
+        }  # fmt: skip
         output.data = NotebookNode({"text/html": f"<div>{token}</div>"})
     elif any(mime.startswith("application/vnd.jupyter.widget") for mime in output.data):
         return None  # a widget without its kernel; `text/plain` is only its repr
@@ -128,18 +154,38 @@ def _readable(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | N
     return output
 
 
-def _figure_html(content: NotebookNode) -> str:
-    figure = {"data": content.get("data", []), "layout": content.get("layout", {})}
-    height = figure["layout"].get("height", 450)
-    options = {"include_plotlyjs": False, "full_html": False, "include_mathjax": False, "validate": False}
-    config = {"responsive": True, "displaylogo": False, "plotlyServerURL": "", "modeBarButtonsToRemove": _BUTTONS}
-    division = to_html(figure, config=config, default_height=f"{height}px", **options)
-    title = re.sub(r"<[^>]+>", " ", figure["layout"].get("title", {}).get("text", "figure"))
-    return f'<figure role="img" aria-label="{html.escape(html.unescape(title))}">{division}</figure>'
+def figure_json(figure: dict[str, Any], **config: Any) -> Markup:
+    """Data, layout and config as JSON that is safe inside a script element (`<` and `>` are escaped)."""
+    return Markup(to_json_plotly({**figure, "config": config}, engine="json"))  # noqa: S704
 
 
-def _title(notebook: NotebookNode, path: Path) -> str:
-    """The first heading of the notebook, else its file name."""
+def figure_title(figure: dict[str, Any]) -> str:
+    """The figure's title as plain text, without plotly's tags; "figure" if it has none."""
+    title = figure["layout"].get("title")
+    text = title.get("text") if isinstance(title, dict) else title
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", str(text or ""))).split()) or "figure"
+
+
+def _figure_html(figure: dict[str, Any]) -> Markup:
+    height = figure["layout"].get("height")
+    usable = isinstance(height, int | float) and 0 < height < _HIGHEST
+    content = figure_json(
+        figure, responsive=True, displaylogo=False, plotlyServerURL="", modeBarButtonsToRemove=_BUTTONS
+    )
+    return _FIGURE.format(figure_title(figure), height if usable else 450, content)
+
+
+def _attribute_allowed(tag: str, name: str, value: str) -> bool:
+    """Images must be inside the page; links lead to its own places or to the web, as no other file travels with it."""
+    if (tag, name) == ("img", "src"):
+        return value.startswith("data:image/")
+    if (tag, name) == ("a", "href"):
+        return value.startswith(("#", "http://", "https://", "mailto:"))
+    return name in ("class", "id", "title") or name in _ATTRIBUTES.get(tag, ())
+
+
+def _title(notebook: NotebookNode, name: str) -> str:
+    """The first heading of the notebook, else `name`."""
     texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     headings = (re.search(r"^#+ +(.+)$", text, re.MULTILINE) for text in texts)
-    return next((match[1].strip() for match in headings if match), path.stem)
+    return next((match[1].strip() for match in headings if match), name)

@@ -7,6 +7,11 @@ import pandas as pd
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.look import ratio_label
 
+_PARTS = ("accuracy", "low", "high", "sve", "lsvr")
+_COLUMNS = ["ratio", "method", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
+
+ROW_COLUMNS = ("ratio", "method", "protocol", "task", "metric", "value", "n")
+
 
 def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
@@ -18,8 +23,8 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     if not paths:
         raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
     try:
-        table = pd.concat([pd.read_parquet(path) for path in paths]).drop_duplicates()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        table = pd.concat([pd.read_parquet(path, columns=_COLUMNS) for path in paths]).drop_duplicates()
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors; of a missing column too
         raise DataFileError(f"Expected summaries in {', '.join(map(str, paths))}, got: {error}; run again.") from error
     shown = {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
     for protocol in ("ID", "OOD"):
@@ -28,3 +33,27 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
         for metric in ("sve", "lsvr"):
             shown[f"{protocol} {metric.upper()}"] = table[f"{protocol} {metric}"].map("{:.3f}".format).tolist()
     return pd.DataFrame(shown)
+
+
+def means_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average result rows (ROW_COLUMNS) to a table of readable texts with the numbers that a summary has.
+
+    Columns: noise, method, then accuracy, SVE and LSVR, in and out of distribution, as far as there are rows of them;
+    each task counts the same, and within a task each test sample (accuracy) or row (SVE, LSVR).
+    """
+    shown = rows[rows["metric"].isin(["accuracy", "sve", "lsvr"])]
+    weight = shown["n"].where(shown["metric"] == "accuracy", 1)
+    keys = ["ratio", "method", "protocol", "metric"]
+    tasks = shown.assign(weight=weight, value=shown["value"] * weight).groupby([*keys, "task"], dropna=False)
+    sums = tasks[["value", "weight"]].sum()
+    means = (sums["value"] / sums["weight"]).groupby(keys, dropna=False).mean().unstack(["protocol", "metric"])
+    names = {
+        (protocol, metric): f"{protocol} {metric if metric == 'accuracy' else metric.upper()}"
+        for protocol in ("ID", "OOD") for metric in ("accuracy", "sve", "lsvr")
+    }  # fmt: skip
+    texts = {name: means[key].map("{:.3f}".format).tolist() for key, name in names.items() if key in means}
+    labels = {
+        "noise": [ratio_label(ratio) for ratio, _ in means.index],
+        "method": [method for _, method in means.index],
+    }
+    return pd.DataFrame(labels | texts)

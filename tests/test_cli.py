@@ -51,6 +51,7 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
     assert result.exit_code == 3
     assert "bad.ipynb, cell 3: RuntimeError: no luck" in result.stderr
     assert "nml run two.yaml --runs runs" in result.stderr
+    assert result.stdout.endswith("To see all runs on one page: nml report runs\n")
     assert "Traceback" not in result.output
     page = tmp_path / "runs" / "two" / "fine" / "notebook.html"
     assert f"done: {page}" in result.stdout
@@ -155,10 +156,11 @@ def test_a_second_runner_waits_and_takes_over_when_the_first_is_killed(tmp_path)
     finally:
         for process in filter(None, (first, second)):
             process.kill()
-    assert output == f"done: {runs / 'smoke' / 'n' / 'notebook.html'}\n"
+    page = f"done: {runs / 'smoke' / 'n' / 'notebook.html'}\n"
+    assert output == f"{page}To see all runs on one page: nml report {runs}\n"
     assert statuses(runs) == {"smoke/n": "done"}
     again = nml("run", notebook, "--runs", runs)
-    assert (again.exit_code, again.stdout) == (0, output.replace("done", "hit"))
+    assert (again.exit_code, again.stdout) == (0, output.replace("done:", "hit:"))
     assert log.read_text() == ".."
     assert "n │ done" in nml("status", runs).stdout.replace("smoke/", "")
 

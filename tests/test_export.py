@@ -1,5 +1,6 @@
 """The page is checked as text, and opened in Chromium without a network where there is one."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -81,9 +82,12 @@ def test_a_page_without_figures_is_small(tmp_path):
 
 
 def test_each_figure_is_drawn(body):
-    assert body.count("Plotly.newPlot(") == 2
+    contents = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', body)]
+    assert [content["data"][0]["type"] for content in contents] == ["heatmap", "image"]
+    assert all(content["config"]["responsive"] for content in contents)
+    assert body.count('<div class="nml-figure" style="height:') == 2
     assert body.count('role="img" aria-label="') == 2
-    assert '"responsive": true' in body
+    assert body.count("Plotly.newPlot(") == 1
 
 
 def test_nothing_is_loaded_from_elsewhere(page, body):
@@ -96,15 +100,49 @@ def test_nothing_is_loaded_from_elsewhere(page, body):
 
 
 def test_scripts_in_data_show_as_text(page, body):
-    own_scripts = re.findall(r"<script[^>]*>(.{0,40})", body, re.DOTALL)
-    assert len(own_scripts) == 2
-    assert all("PLOTLYENV" in script for script in own_scripts)
+    scripts = re.findall(r"<script([^>]*)>(.{0,40})", body, re.DOTALL)
+    assert [attributes for attributes, _ in scripts[:2]] == [' type="application/json"'] * 2
+    (nonce,) = re.findall(r"script-src 'nonce-(\w{64})'", page.read_text(encoding="utf-8"))
+    assert [attributes for attributes, _ in scripts[2:]] == [f' nonce="{nonce}"']
     assert "<img src=x" not in body
     assert "javascript:" not in body
     assert "onclick" not in body
     assert "&lt;script&gt;document.title" in body
     head = page.read_text(encoding="utf-8").split("</title>", 1)[0]
-    assert head.endswith("<title>Does noise matter? &lt;script&gt;document.title = &#x27;attacked&#x27;&lt;/script&gt;")
+    assert head.endswith("<title>Does noise matter? &lt;script&gt;document.title = &#39;attacked&#39;&lt;/script&gt;")
+
+
+def test_equal_notebooks_give_equal_pages(page):
+    again = export_html(page.with_suffix(".ipynb"), page.with_name("again.html"))
+    assert again.read_bytes() == page.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": [], "layout": {"title": SCRIPT, "height": '1px"></div>' + SCRIPT}},
+        {"data": 3, "layout": None},
+        {"layout": {"title": {"text": None}, "height": 1e9}},
+        [SCRIPT],
+    ],
+)
+def test_a_figure_that_plotly_did_not_make_is_no_way_in(tmp_path, content):
+    notebook = write_notebook(
+        tmp_path / "n.ipynb", new_output("display_data", {"application/vnd.plotly.v1+json": content})
+    )
+    body = export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8").split("</head>", 1)[1]
+    assert "<script>" not in body
+    assert 'style="height:450px"' in body
+
+
+def test_images_are_inside_and_links_lead_to_the_page_or_the_web(tmp_path):
+    text = (
+        '<img src="http://a.example/x.png"><img src="x.png"><img src="data:image/png;base64,AAAA">'
+        '<a href="other.ipynb">a</a><a href="data:text/html,x">b</a><a href="#place">c</a><a href="https://b.example">d</a>'
+    )
+    notebook = write_notebook(tmp_path / "n.ipynb", new_output("display_data", {"text/html": text}))
+    body = export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8").split("</head>", 1)[1]
+    assert re.findall(r'(?:src|href)="([^"]*)"', body) == ["data:image/png;base64,AAAA", "#place", "https://b.example"]
 
 
 def test_tables_texts_and_warnings_are_kept_and_progress_bars_are_not(body):

@@ -37,7 +37,7 @@ LAYERS = (
     "suites status",
     "_execution _estimates",
     "_run",
-    "batch doctor",
+    "batch doctor report",
     "_console",
     "cli",
 )
