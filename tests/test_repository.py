@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
-    "_version errors _kernel_output",
+    "_version errors _kernel_output _kernel_parent",
     "files noise _workspace _head_inputs _feature_rows intervals",
     "store regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator",
@@ -35,7 +35,9 @@ LAYERS = (
     "suites status",
     "_execution _estimates",
     "_run",
-    "batch doctor",
+    "_executors",
+    "batch _cluster doctor",
+    "_deployment",
     "_console",
     "cli",
 )
