@@ -1,8 +1,9 @@
 """Runs of a batch on a Dask cluster: each is a task of its own, executed by a worker as a thread here would."""
 
+import logging
 import threading
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -52,10 +53,15 @@ def connected(target: Any, retries: int | None, say: Callable[[str], None]) -> I
         raise InvalidInputError(
             f"Expected a Dask scheduler at {target}, got: {error}. `dask scheduler` starts one and prints its address."
         ) from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are our results
+
+    def agree(dask_scheduler: Any) -> int:  # nested, it travels whole: the scheduler need not have nml_kit for it
+        if retries is not None:
+            dask_scheduler.allowed_failures = retries
+        return int(dask_scheduler.allowed_failures)
+
     with client:
-        if retries is not None:  # a nested function travels whole: the scheduler need not have nml_kit
-            client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", retries))
-        executor = _Cluster(client, say)
+        executor = _Cluster(client, client.run_on_scheduler(agree), say)
         try:
             yield executor
         finally:
@@ -65,32 +71,35 @@ def connected(target: Any, retries: int | None, say: Callable[[str], None]) -> I
 class _Cluster:
     """Runs as tasks: what they report comes as events, their status as the task's result."""
 
-    def __init__(self, client: Client, say: Callable[[str], None]) -> None:
-        self.stop, self._client, self._say = threading.Event(), client, say
+    def __init__(self, client: Client, retries: int, say: Callable[[str], None]) -> None:
+        self.stop, self._client, self._retries, self._say = threading.Event(), client, retries, say
         self.slots = max(1, sum(client.nthreads().values()))
         self._batch = f"nml-{uuid.uuid4().hex}"
         self._pool = client.get_executor(pure=False)
         self._open: dict[str, tuple[PlannedRun, Board, Future[Any]]] = {}  # by run directory
-        self._started: set[str] = set()
+        self._starts: Counter[str] = Counter()
         self._probes: dict[Path, Path] = {}
         self._unmet: list[dict[str, float]] = []
         client.subscribe_topic(self._batch, self._hear)
 
     def submit(self, run: PlannedRun, board: Board, *, force: bool, timeout: float | None) -> Future[RunStatus | None]:
         order = _Order(self._batch, __version__, self._probe(run.plan_dir), force, timeout)
-        demands = demanded(run.resources)
-        self._tell_unmet(demands)
-        task = self._pool.submit(_execute, run, order, key=f"{run.name}-{self._batch}", resources=demands or None)
+        self._tell_unmet(demanded(run.resources))
         result: Future[RunStatus | None] = Future()
-        self._open[str(run.run_dir)] = run, board, task
-        task.add_done_callback(partial(self._end, run, board, result))
+        self._send(run, board, order, result)
         return result
+
+    def _send(self, run: PlannedRun, board: Board, order: _Order, result: Future[RunStatus | None]) -> None:
+        key = f"{run.name}-{uuid.uuid4().hex}"
+        task = self._pool.submit(_execute, run, order, key=key, resources=demanded(run.resources) or None)
+        self._open[str(run.run_dir)] = run, board, task
+        task.add_done_callback(partial(self._end, run, board, order, result))
 
     def interrupt(self, *, kill: bool = False) -> None:
         """End what waits; interrupt the kernels of what runs."""
-        running = [run.run_dir for name, (run, _, _) in list(self._open.items()) if name in self._started]
+        running = [run.run_dir for name, (run, _, _) in list(self._open.items()) if self._starts[name]]
         for name, (_, _, task) in list(self._open.items()):
-            if name not in self._started:
+            if not self._starts[name]:
                 task.cancel()
         self._client.run(_interrupt, self._batch, running, kill, on_error="ignore")
 
@@ -110,18 +119,31 @@ class _Cluster:
         if message["text"]:
             board.say(message["text"])
         else:
-            self._started.add(message["run"])
+            self._starts[message["run"]] += 1
             board.started(run)
 
-    def _end(self, run: PlannedRun, board: Board, result: Future[RunStatus | None], task: Future[Any]) -> None:
+    def _end(
+        self, run: PlannedRun, board: Board, order: _Order, result: Future[RunStatus | None], task: Future[Any]
+    ) -> None:
+        # Dask forgets the task with its future: it is not run again if the worker that has its result is lost.
+        del self._open[str(run.run_dir)]
         status = None
         try:
+            if self._merely_waited(run, task):
+                self._send(run, board, order, result)
+                return
             status = self._status(run, task)
             if status is not None:
                 board.ended(run, status)
-        finally:
-            del self._open[str(run.run_dir)]  # Dask forgets the task: it is not run again if its worker is lost now
-            result.set_result(status)
+        except BaseException as error:
+            result.set_exception(error)
+            raise
+        result.set_result(status)
+
+    def _merely_waited(self, run: PlannedRun, task: Future[Any]) -> bool:
+        """Whether Dask gave up a run for workers that were lost while it waited there for another one to end."""
+        killed = not task.cancelled() and isinstance(task.exception(), KilledWorker)
+        return killed and self._starts[str(run.run_dir)] <= self._retries and not self.stop.is_set()
 
     def _status(self, run: PlannedRun, task: Future[Any]) -> RunStatus | None:
         if task.cancelled():

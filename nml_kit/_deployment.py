@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -124,6 +125,9 @@ class _WithoutCtrlC(WorkerPlugin):
 def _deployed(
     make: Callable[..., Any], spec: ClusterFile, path: str | Path, retries: int | None, say: Callable[[str], None]
 ) -> Iterator[Executor]:
+    submit = getattr(getattr(make, "job_cls", None), "submit_command", None)
+    if submit and shutil.which(submit.split()[0]) is None:
+        raise InvalidInputError(f"Expected the command {submit} for {spec.cluster}, got none: run nml where it is.")
     say(f"starting {spec.cluster}")
     try:
         cluster = make(**spec.options)

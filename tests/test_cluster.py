@@ -41,17 +41,15 @@ def nml(*words):
 
 
 def suite_of_two_stages(root: Path) -> Path:
-    """Six runs in two stages; one fails, one needs what the first stage wrote."""
+    """Five runs in two stages; one fails, one needs what the first stage wrote."""
     write_notebook(root / "first.ipynb", WRITES, parameters=PARAMETERS)
     needs = "import json\nassert json.loads((run.parent / 'first' / 'rate=0.1' / 'rows.json').read_text())[1] == 0.1"
     write_notebook(root / "needs.ipynb", WRITES, needs, parameters=PARAMETERS)
     write_notebook(root / "fails.ipynb", "1 / 0", parameters=PARAMETERS)
-    write_notebook(root / "last.ipynb", WRITES, parameters=PARAMETERS)
     entries = [
         {"notebook": "../first.ipynb", "grid": {"rate": [0.1, 0.2, 0.3]}},
         {"notebook": "../needs.ipynb", "stage": 1},
         {"notebook": "../fails.ipynb", "stage": 1},
-        {"notebook": "../last.ipynb", "stage": 1},
     ]
     (root / "suites").mkdir()
     suite = root / "suites" / "two.yaml"
@@ -74,7 +72,7 @@ def test_a_cluster_gives_what_threads_here_give(address, tmp_path):
     there = nml(suite, "--runs", tmp_path / "there", "--scheduler", address)
     assert there.exit_code == batch.suite_exit_code(here) == batch.PART_FAILED
     assert facts(tmp_path / "there") == facts(tmp_path / "here")
-    assert sorted(one[2] for one in facts(tmp_path / "there")) == ["done"] * 5 + ["failed"]
+    assert sorted(one[2] for one in facts(tmp_path / "there")) == ["done"] * 4 + ["failed"]
     assert {one.pid for one in read_statuses(tmp_path / "there")}.isdisjoint({os.getpid()})
     assert "nml: first/rate=0.1 started\n" in there.stderr
     assert "nml: fails failed after" in there.stderr
@@ -89,7 +87,8 @@ def test_a_killed_worker_is_survived(address, tmp_path):
     """Its kernel, which would write forever, ends with it; the run is tried again in the same directory."""
     write_notebook(
         tmp_path / "slow.ipynb",
-        "import os, pathlib\nrun = pathlib.Path(run_dir)\ntries = run.parent / 'tries.txt'\nfirst = not tries.exists()\n"
+        "import os, pathlib\nrun = pathlib.Path(run_dir)\ntries = run.parent / 'tries.txt'\n"
+        "first = not tries.exists()\n"
         "with tries.open('a') as file: print(os.getppid(), os.getpid(), file=file)",
         "while first:\n    with (run / 'ticks.txt').open('a') as file: file.write('tick')",
         "(run / 'rows.json').write_text('[1]')",
@@ -122,19 +121,32 @@ def test_a_killed_worker_is_survived(address, tmp_path):
     assert [one.state for one in read_statuses(tmp_path / "runs")] == ["done", "done"]
 
 
-def test_a_run_that_kills_every_worker_fails_after_the_retries(address, tmp_path):
+def test_a_run_that_kills_its_worker_fails_after_the_retries_and_takes_no_other_with_it(address, tmp_path):
     write_notebook(
         tmp_path / "deadly.ipynb",
-        "import os, signal\nwith open('tries.txt', 'a') as file: file.write('x')\n"
-        "os.kill(os.getppid(), signal.SIGKILL)\nimport time; time.sleep(60)",
+        "import os, signal, time\nwith open('tries.txt', 'a') as file: file.write('x')\n"
+        "os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(60)",
     )
-    plan = [PlannedRun(tmp_path / "deadly.ipynb", None, {}, tmp_path / "runs" / "deadly")]
-    [result] = batch.run_suite(plan, elsewhere=_cluster.on_scheduler(address, retries=1))
-    assert result.exit_code == 1
-    assert result.error.startswith("every worker that tried it was lost, the last tcp://127.0.0.1:")
-    assert (result.run_dir / "tries.txt").read_text() == "xx"
-    [stored] = read_statuses(tmp_path / "runs")
-    assert stored.state == "interrupted"
+    write_notebook(tmp_path / "innocent.ipynb", "x = 1")
+    names = ("deadly", "innocent", "innocent-2", "innocent-3")
+    plan = [
+        PlannedRun(tmp_path / f"{name.partition('-')[0]}.ipynb", None, {}, tmp_path / "runs" / name) for name in names
+    ]
+    deadly, *others = batch.run_suite(plan, elsewhere=_cluster.on_scheduler(address, retries=0))
+    assert deadly.exit_code == 1
+    assert deadly.error.startswith("every worker that tried it was lost, the last tcp://127.0.0.1:")
+    assert (deadly.run_dir / "tries.txt").read_text() == "x"
+    assert [(one.state, one.error) for one in others] == [("done", "")] * 3
+    assert [one.state for one in read_statuses(tmp_path / "runs")] == ["interrupted", "done", "done", "done"]
+
+
+def test_without_the_queue_nothing_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = nml(
+        write_notebook(tmp_path / "n.ipynb"), "--runs", tmp_path / "runs", "--cluster", CLUSTERS / "slurm.yaml"
+    )
+    assert result.exit_code == 2
+    assert "Expected the command sbatch for dask_jobqueue.SLURMCluster, got none" in result.stderr
 
 
 def test_workers_that_differ_are_refused_before_anything_starts(address, tmp_path, monkeypatch):
