@@ -101,7 +101,8 @@ class _Cluster:
         for name, (_, _, task) in list(self._open.items()):
             if not self._starts[name]:
                 task.cancel()
-        self._client.run(_interrupt, self._batch, running, kill, on_error="ignore")
+        with suppress(OSError):  # the scheduler is gone, and its workers with it
+            self._client.run(_interrupt, self._batch, running, kill, on_error="ignore")
 
     def close(self) -> None:
         for _, _, task in list(self._open.values()):
