@@ -1,23 +1,31 @@
 """Kernels for batch runs: this very Python, in the run's directory, on sockets of this user alone."""
 
+import errno
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 from traitlets.config import Config
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 KERNEL_LOG = "kernel.log"
 _OUTPUT = str(Path(__file__).with_name("_kernel_output.py"))
-_RUNNING: set["ThisPythonManager"] = set()
+_PARENT = str(Path(__file__).with_name("_kernel_parent.py"))
+_RUNNING: dict["ThisPythonManager", Path] = {}  # and their run directories
 
 
 @contextmanager
@@ -41,7 +49,8 @@ class ThisPythonSpec(KernelSpecManager):
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         bound = f"__import__('runpy').run_path({_OUTPUT!r})['load_ipython_extension'](get_ipython())"
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        argv.append(f"--IPKernelApp.exec_lines={bound}")
+        alone = f"__import__('runpy').run_path({_PARENT!r})['end_with_parent']()"
+        argv += [f"--IPKernelApp.exec_lines={line}" for line in (alone, bound)]
         env = {"PLOTLY_RENDERER": "plotly_mimetype"}
         return KernelSpec(argv=argv, env=env, display_name=kernel_name, language="python")
 
@@ -54,18 +63,39 @@ class ThisPythonManager(AsyncKernelManager):
         return ThisPythonSpec()
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-        with (Path(options["cwd"]) / KERNEL_LOG).open("ab") as log:  # what the process itself says: crashes, mostly
+        run_dir = Path(options["cwd"])
+        with (run_dir / KERNEL_LOG).open("ab") as log:  # what the process itself says: crashes, mostly
+            _lock(log)  # inherited: locked as long as the kernel lives
             await super().start_kernel(**options, stdout=log, stderr=log)
-        _RUNNING.add(self)
+        _RUNNING[self] = run_dir
 
     async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
-        _RUNNING.discard(self)
+        _RUNNING.pop(self, None)
         await super().cleanup_resources(restart=restart)
 
 
-def interrupt_kernels(*, kill: bool = False) -> None:
-    """Interrupt the cell that each kernel of this process is running, as Ctrl-C in a notebook does; or end it."""
-    for manager in list(_RUNNING):
+def interrupt_kernels(run_dirs: Collection[Path] | None = None, *, kill: bool = False) -> None:
+    """Interrupt what kernels of this process, all or those in `run_dirs`, do, as Ctrl-C in a notebook; or end them."""
+    for manager, run_dir in list(_RUNNING.items()):
         process = getattr(manager.provisioner, "process", None)
-        if process is not None and process.poll() is None:
+        if (run_dirs is None or run_dir in run_dirs) and process is not None and process.poll() is None:
             process.kill() if kill else process.send_signal(signal.SIGINT)
+
+
+def await_orphan(run_dir: Path, stop: threading.Event) -> None:
+    """Wait until the kernel of a runner that was killed, which ends moments later, writes into `run_dir` no more."""
+    if (path := run_dir / KERNEL_LOG).exists():
+        with path.open("rb+") as log:
+            while not (_lock(log) or stop.is_set()):
+                stop.wait(0.1)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file, False if another process has it locked; True, too, where there are no such locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True

@@ -129,13 +129,15 @@ def _executed(
     stop: threading.Event,
 ) -> RunStatus:
     from nml_kit._execution import UNFINISHED, Outcome, execute  # with papermill, which takes seconds to load
-    from nml_kit._kernels import KERNEL_LOG
+    from nml_kit._kernels import KERNEL_LOG, await_orphan
     from nml_kit.export import export_html, read_notebook
 
     run_dir = waiting.run_dir
     node = read_notebook(waiting.notebook)
     with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
+    if before is not None and before.state == "running":
+        await_orphan(run_dir, stop)
     clock, started = time.monotonic(), _now()
     running = waiting.model_copy(update={"state": "running", "started": started, **this_process()})
     write_status(running)

@@ -5,15 +5,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from nml_kit._estimates import known_seconds, seconds_to_go
+from nml_kit._executors import Board, Executor, OpenExecutor, threads, without_result
 from nml_kit._run import execute_run, planned_status, prepare
-from nml_kit.errors import InvalidInputError, NMLError
+from nml_kit.errors import InvalidInputError
 from nml_kit.status import (
     DONE,
     INTERRUPTED,
@@ -98,13 +100,15 @@ def run_suite(
     timeout: float | None = None,
     report: Callable[[Progress], None] = lambda progress: _log.info(progress.text),
     progress: TextIO | None = None,
+    elsewhere: OpenExecutor | None = None,
 ) -> list[RunStatus]:
     """Run a plan stage by stage, `jobs` at a time, for at most `timeout` seconds each; what is done is a "hit".
 
     All parameters and profiles are checked before the first kernel starts. A failed run does not stop the others of
     its stage; those of later stages are "skipped" unless `keep_going`. `report` is called when something happens;
     what a run that is alone in the plan writes to stderr (progress bars) goes to `progress`. The plan is noted in
-    plan.json. Raises InvalidInputError or DataFileError for bad input, before anything starts.
+    plan.json. `elsewhere` opens another place to run than threads here.
+    Raises InvalidInputError or DataFileError for bad input, before anything starts.
     """
     if jobs < 1:
         raise InvalidInputError(f"Expected jobs of at least 1, got {jobs}.")
@@ -118,49 +122,33 @@ def run_suite(
         for notebook in {row.run.notebook for row in todo}:
             read_notebook(notebook)
     _note_plan(planned)
-    board = _Board(rows, jobs, report)
-    stop = threading.Event()
-
-    def execute(run: PlannedRun) -> RunStatus | None:
-        if stop.is_set():
-            return None
-        board.started(run)
-        options: dict[str, Any] = {
-            "force": force,
-            "timeout": timeout,
-            "stop": stop,
-            "progress": progress if len(rows) == 1 else None,
-        }
-        try:
-            status = execute_run(run, report=board.say, **options)
-        except (NMLError, OSError) as error:  # such as a full disk
-            status = _not_run(run, "failed", f"{type(error).__name__}: {error}")
-        board.ended(run, status)
-        return status
-
+    board = _Board(rows, report)
     results: list[RunStatus] = []
-    for _, members in groupby(rows, lambda row: row.run.stage):
-        failed = [status.name for status in results if status.exit_code]
-        results += _stage(list(members), [] if keep_going else failed, execute, jobs, stop)
-        if stop.is_set() or any(status.exit_code == INTERRUPTED for status in results):
-            break
+    if not todo:
+        return _stage(rows, [], lambda runs: [])
+    with (elsewhere or partial(threads, jobs, progress if len(rows) == 1 else None))(board.say) as executor:
+        board.slots = executor.slots
+        execute = partial(_side_by_side, executor=executor, board=board, force=force, timeout=timeout)
+        for _, members in groupby(rows, lambda row: row.run.stage):
+            failed = [status.name for status in results if status.exit_code]
+            results += _stage(list(members), [] if keep_going else failed, execute)
+            if executor.stop.is_set() or any(status.exit_code == INTERRUPTED for status in results):
+                break
+        if executor.stop.is_set() and suite_exit_code(results) != INTERRUPTED:
+            raise KeyboardInterrupt  # before a run had started that could say so
     return results
 
 
 def _stage(
-    rows: list[PlanRow],
-    failed: list[str],
-    execute: Callable[[PlannedRun], RunStatus | None],
-    jobs: int,
-    stop: threading.Event,
+    rows: list[PlanRow], failed: list[str], execute: Callable[[list[PlannedRun]], list[RunStatus]]
 ) -> list[RunStatus]:
     """The results of a stage: of hits at once, of the others side by side, none of these if an earlier one failed."""
     todo = [row.run for row in rows if row.action != "hit"]
     if failed:
         reason = f"not started: {', '.join(failed[:3])}{' and more' if len(failed) > 3 else ''} did not end well"
-        ended = [_not_run(run, "skipped", reason) for run in todo]
+        ended = [without_result(run, "skipped", reason) for run in todo]
     else:
-        ended = _side_by_side(todo, execute, jobs, stop)
+        ended = execute(todo)
     by_name = {status.name: status for status in ended}
     hits = {row.run.name: current_status(row.run.run_dir) or row.status for row in rows if row.action == "hit"}
     by_name |= {name: status.model_copy(update={"state": "hit", "name": name}) for name, status in hits.items()}
@@ -168,35 +156,30 @@ def _stage(
 
 
 def _side_by_side(
-    runs: list[PlannedRun], execute: Callable[[PlannedRun], RunStatus | None], jobs: int, stop: threading.Event
+    runs: list[PlannedRun], *, executor: Executor, board: Board, force: bool, timeout: float | None
 ) -> list[RunStatus]:
-    """Run notebooks side by side, each in a kernel of its own, of which a thread here takes care."""
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(execute, run) for run in runs]
-        try:
-            wait(futures)
-        except KeyboardInterrupt:
-            stop.set()
-            _end_kernels(futures)
-        return [status for future in futures if (status := future.result()) is not None]
-
-
-def _end_kernels(futures: Sequence[Future[Any]]) -> None:
-    """Interrupt what runs; a kernel that has not ended after some seconds, or at a second Ctrl-C, is killed."""
-    from nml_kit._kernels import interrupt_kernels
-
-    interrupt_kernels()
+    """The results of runs that may overlap; after Ctrl-C, of those that had started."""
+    futures: list[Future[RunStatus | None]] = []
     try:
+        for run in runs:
+            futures.append(executor.submit(run, board, force=force, timeout=timeout))  # noqa: PERF401 (kept at Ctrl-C)
+        wait(futures)
+    except KeyboardInterrupt:
+        executor.stop.set()
+        _interrupt(executor, futures)
+    return [status for future in futures if (status := future.result()) is not None]
+
+
+def _interrupt(executor: Executor, futures: Sequence[Future[Any]]) -> None:
+    """Interrupt what runs; a kernel that has not ended after some seconds, or at a second Ctrl-C, is killed."""
+    try:
+        executor.interrupt()
         pending = wait(futures, timeout=_GRACE).not_done
     except KeyboardInterrupt:
         pending = {future for future in futures if not future.done()}
     while pending:
-        interrupt_kernels(kill=True)
+        executor.interrupt(kill=True)
         pending = wait(pending, timeout=1).not_done
-
-
-def _not_run(run: PlannedRun, state: Literal["failed", "skipped"], reason: str) -> RunStatus:
-    return RunStatus(name=run.name, notebook=run.notebook, run_dir=run.run_dir, state=state, error=reason)
 
 
 def _note_plan(planned: list[tuple[PlannedRun, RunStatus]]) -> None:
@@ -207,8 +190,8 @@ def _note_plan(planned: list[tuple[PlannedRun, RunStatus]]) -> None:
 class _Board:
     """What runs and what has ended, told to `report` at each change, one thread at a time."""
 
-    def __init__(self, rows: list[PlanRow], jobs: int, report: Callable[[Progress], None]) -> None:
-        self._lock, self._jobs, self._report = threading.Lock(), jobs, report
+    def __init__(self, rows: list[PlanRow], report: Callable[[Progress], None]) -> None:
+        self._lock, self.slots, self._report = threading.Lock(), 1, report
         self._total = len(rows)
         self._running: dict[str, float] = {}  # names, and since when
         self._left = {row.run.name: row for row in rows if row.action != "hit"}
@@ -216,12 +199,13 @@ class _Board:
 
     def started(self, run: PlannedRun) -> None:
         with self._lock:
+            again = " again: who ran it is gone" if run.name in self._running else ""
             self._running[run.name] = time.monotonic()
-            self._tell(f"{run.name} started")
+            self._tell(f"{run.name} started{again}")
 
     def ended(self, run: PlannedRun, status: RunStatus) -> None:
         with self._lock:
-            del self._running[run.name]
+            self._running.pop(run.name, None)
             row = self._left.pop(run.name)
             if status.state == "done" and status.seconds is not None:
                 self._took[run.notebook] = status.seconds
@@ -234,7 +218,7 @@ class _Board:
 
     def _tell(self, text: str) -> None:
         left = seconds_to_go(
-            [(row.run.stage, self._seconds_left(name, row)) for name, row in self._left.items()], self._jobs
+            [(row.run.stage, self._seconds_left(name, row)) for name, row in self._left.items()], self.slots
         )
         self._report(Progress(text, tuple(self._running), self._total - len(self._left), self._total, left))
 

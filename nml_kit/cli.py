@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nml_kit._version import __version__
-from nml_kit.errors import InvalidInputError, NMLError
+from nml_kit.errors import InvalidInputError, MissingDependencyError, NMLError
 
 app = typer.Typer(
     help="Noisy Model Learning: what label noise in pre-training does to features, and what repairs them.",
@@ -26,9 +26,11 @@ app.add_typer(store_app, name="store")
 
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
-    """Bad input exits 2, any other error of ours 1, each with its message and no traceback."""
+    """Bad input exits 2, any other error of ours 1, each with its message and no traceback; Ctrl-C exits 130."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
     except NMLError as error:
         typer.secho(f"Error: {error}", err=True, fg="red")
         raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from error
@@ -69,6 +71,15 @@ def run(
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End a run that takes longer.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Start later stages after a failure too.")] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run on a Dask cluster made for this, as a YAML file says.")
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="How often a run whose worker was lost is tried again; default: 3.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and start nothing.")] = False,
 ) -> None:
     """Run what is not done yet; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
@@ -77,13 +88,14 @@ def run(
         from nml_kit import _console, batch
 
         plan = _plan(target, runs, profile, param or [], grid or [])
+        elsewhere = _elsewhere(scheduler, cluster, retries, jobs)
         if dry_run:
             _console.show_plan(batch.look_ahead(plan, only=only, force=force), workers)
             raise typer.Exit
         with _console.live_progress() as report:
             results = batch.run_suite(
                 plan, jobs=workers, only=only, force=force, keep_going=keep_going, timeout=timeout, report=report,
-                progress=sys.stderr if sys.stderr.isatty() else None,
+                progress=sys.stderr if sys.stderr.isatty() else None, elsewhere=elsewhere,
             )  # fmt: skip
         code = batch.suite_exit_code(results)
     for result in results:
@@ -93,7 +105,8 @@ def run(
             typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
     typer.echo(f"To see all runs on one page: {shlex.join(['nml', 'report', str(runs)])}")
     if code:
-        options = {"--profile": profile, "--only": only, "--timeout": timeout, "--jobs": jobs}
+        options = {"--profile": profile, "--only": only, "--timeout": timeout, "--jobs": jobs,
+                   "--scheduler": scheduler, "--cluster": cluster, "--retries": retries}  # fmt: skip
         again = ["nml", "run", str(target)]
         again += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
         again += [word for one in param or [] for word in ("-p", one)]
@@ -101,6 +114,29 @@ def run(
         again += ["--keep-going"] * keep_going + ["--runs", str(runs)]
         typer.echo(f"To continue (what is done is kept): {shlex.join(again)}", err=True)
     raise typer.Exit(code)
+
+
+def _elsewhere(scheduler: str | None, cluster: Path | None, retries: int | None, jobs: int | None) -> Any:
+    """Where runs are executed if not here: None, or what run_suite takes."""
+    if scheduler is None and cluster is None:
+        if retries is not None:
+            raise InvalidInputError("Expected --retries with --scheduler or --cluster: here no worker can be lost.")
+        return None
+    if scheduler is not None and cluster is not None:
+        raise InvalidInputError("Expected --scheduler or --cluster, got both.")
+    if jobs is not None:
+        raise InvalidInputError("Expected no --jobs: the threads of the cluster's workers are what runs side by side.")
+    try:
+        if cluster is not None:
+            from nml_kit._deployment import on_cluster_file
+
+            return on_cluster_file(cluster, retries=retries)
+        from nml_kit._cluster import on_scheduler
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("dask", "distributed"):
+            raise
+        raise MissingDependencyError(f"{error.name} is needed for this: pip install 'nml_kit[cluster]'.") from error
+    return on_scheduler(str(scheduler), retries=retries)
 
 
 def _plan(target: Path, runs: Path, profile: str | None, param: list[str], grid: list[str]) -> list[Any]:

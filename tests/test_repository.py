@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
-    "_version errors _kernel_output",
+    "_version errors _kernel_output _kernel_parent",
     "files noise _workspace _feature_rows intervals",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
@@ -37,7 +37,9 @@ LAYERS = (
     "suites status",
     "_execution _estimates",
     "_run",
-    "batch doctor report",
+    "_executors",
+    "batch _cluster doctor report",
+    "_deployment",
     "_console",
     "cli",
 )
