@@ -130,6 +130,10 @@ def _readable(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | N
 
 def _figure_html(content: NotebookNode) -> str:
     figure = {"data": content.get("data", []), "layout": content.get("layout", {})}
+    for part in (figure["layout"], figure["layout"].get("template", {}).get("layout", {})):
+        for size in ("height", "width"):  # plotly writes them into an attribute as they are
+            if not isinstance(part.get(size, 0), int | float):
+                del part[size]
     height = figure["layout"].get("height", 450)
     options = {"include_plotlyjs": False, "full_html": False, "include_mathjax": False, "validate": False}
     config = {"responsive": True, "displaylogo": False, "plotlyServerURL": "", "modeBarButtonsToRemove": _BUTTONS}

@@ -63,7 +63,7 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
         (["n.ipynb", "-p", "rte=0.1"], "Unknown parameter 'rte': did you mean 'rate'?"),
         (["n.ipynb", "-p", "rate"], "Expected -p KEY=VALUE, got 'rate'"),
         (["n.ipynb", "-p", "rate=fast"], "Parameter 'rate': expected float"),
-        (["n.ipynb", "-p", "rate=[1"], "with a value in YAML"),
+        (["n.ipynb", "-p", "rate=[1"], "Expected YAML in -p rate=VALUE"),
         (["n.ipynb", "-p", "rate=.nan"], "expected a plain JSON value"),
         (["n.ipynb", "-p", "task=2020-01-01"], "expected a plain JSON value"),
         (["s.yaml", "-p", "rate=0.1"], "Expected -p with a notebook"),

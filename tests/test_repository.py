@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors _kernel_output",
-    "files noise _workspace _head_inputs _feature_rows intervals",
+    "files _yaml _fingerprint noise _workspace _head_inputs _feature_rows intervals",
     "store regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator",
     "spectrum",
