@@ -3,15 +3,17 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
@@ -23,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 KERNEL_LOG = "kernel.log"
+_LOCK = "nml-kernel.lock"
 _OUTPUT = str(Path(__file__).with_name("_kernel_output.py"))
 _PARENT = str(Path(__file__).with_name("_kernel_parent.py"))
 _RUNNING: dict["ThisPythonManager", Path] = {}  # and their run directories
@@ -31,9 +34,9 @@ _RUNNING: dict["ThisPythonManager", Path] = {}  # and their run directories
 @contextmanager
 def kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
     """What papermill hands on to nbclient: a kernel of this Python in `run_dir`, on sockets of this user alone."""
-    with tempfile.TemporaryDirectory(prefix="nml-") as directory:
+    with _connection_directory() as directory:
         logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its warnings are our errors, its errors our results
-        connection = {"connection_file": str(Path(directory) / "kernel.json")}
+        connection = {"connection_file": str(directory / "kernel.json")}
         if os.name == "posix":
             connection["transport"] = "ipc"  # TCP ports are sometimes taken by another kernel that starts just now
         yield {
@@ -41,6 +44,23 @@ def kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
             "config": Config({"ThisPythonManager": connection}),
             "resources": {"metadata": {"path": str(run_dir)}},
         }
+
+
+@contextmanager
+def _connection_directory() -> Iterator[Path]:
+    """A directory of this user alone, locked while it is used; those that killed runners left are deleted."""
+    made = Path(tempfile.mkdtemp(prefix="new-nml-"))
+    for old in made.parent.glob("nml-*"):
+        with suppress(OSError, filelock.Timeout):
+            if old.lstat().st_uid == made.stat().st_uid and (old / _LOCK).is_file():
+                with filelock.FileLock(old / _LOCK, timeout=0):
+                    shutil.rmtree(old)
+    with filelock.FileLock(made / _LOCK):
+        directory = made.rename(made.with_name(made.name.removeprefix("new-")))  # from now on others see it: locked
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 class ThisPythonSpec(KernelSpecManager):

@@ -155,19 +155,14 @@ def _plan(target: Path, runs: Path, profile: str | None, param: list[str], grid:
 
 
 def _key_and_value(option: str, text: str, *, several: bool = False) -> tuple[str, Any]:
-    import yaml
+    from nml_kit._yaml import parse_yaml
 
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidInputError(f"Expected {option} KEY=VALUE, got {text!r}.")
-    try:
-        if several:
-            return key, yaml.safe_load(f"[{value}]")
-        return key, yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise InvalidInputError(
-            f"Expected {option} {key}=VALUE with a value in YAML, got {value!r}: {error}"
-        ) from error
+    if several:
+        return key, parse_yaml(f"[{value}]", f"{option} {key}=A,B")
+    return key, parse_yaml(value, f"{option} {key}=VALUE") if value else ""
 
 
 @app.command()

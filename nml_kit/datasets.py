@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,12 @@ SHIPPED_TASKS = (
     "emoji-text",
 )
 REQUIRED_COLUMNS = ("label", "caption", "domain", "source", "id", "split")
+
+_MOST_CHARACTERS = 10**9  # of a column, at four bytes each
+_ARROW_ERRORS = (pa.ArrowException, RuntimeError, MemoryError)
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that another program decodes, as Pillow does with EPS
+_IMAGE_ERRORS = (OSError, TypeError, ValueError, SyntaxError, LookupError, ArithmeticError, EOFError, struct.error,
+                 NotImplementedError, MemoryError, Image.DecompressionBombError)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,17 +203,27 @@ def read_parquet_task(path: Path) -> Task:
             f"{path}: expected columns {', '.join(REQUIRED_COLUMNS)} and `class_names` in the schema metadata, "
             f"but {', '.join(missing) or 'class_names'} is missing; rebuild it with `python data/build.py`."
         )
-    text = {column: np.array(table[column].to_pylist(), dtype=np.str_)
-            for column in ("id", "caption", "domain", "split")}  # fmt: skip
+    try:
+        text = {column: _texts(table[column]) for column in ("id", "caption", "domain", "split")}
+        labels = _without_gaps(table["label"]).cast(pa.int64()).to_numpy()
+        class_names = json.loads(metadata[b"class_names"])
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise ValueError("class names that are no list of texts")
+        image_data = _encoded_images(table) if "image" in table.column_names else None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, *_ARROW_ERRORS) as error:
+        raise DataFileError(
+            f"{path}: expected texts, whole labels, class names as JSON and images as encoded bytes, but got {error}; "
+            "rebuild it with `python data/build.py`."
+        ) from error
     return Task(
         name=path.stem,
         ids=text["id"],
-        labels=table["label"].to_numpy().astype(np.int64),
-        class_names=tuple(json.loads(metadata[b"class_names"])),
+        labels=labels,
+        class_names=tuple(class_names),
         captions=text["caption"],
         domains=text["domain"],
         splits=text["split"],
-        image_data=_encoded_images(table) if "image" in table.column_names else None,
+        image_data=image_data,
     )
 
 
@@ -217,12 +234,27 @@ def _read_table(path: Path) -> pa.Table:
             "Restore it from the repository or set NML_DATA to the directory that holds it."
         )
     try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, partitioning=None)
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, TypeError, LookupError, *_ARROW_ERRORS) as error:
         raise DataFileError(
             f"Data file {path} ({path.stat().st_size} bytes) is not a whole Parquet file: {error}. "
             "It may have been cut short; restore it from the repository."
         ) from error
+
+
+def _without_gaps(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if column.null_count:
+        raise ValueError(f"{column.null_count} values that are missing")
+    return column
+
+
+def _texts(column: pa.ChunkedArray) -> NDArray[np.str_]:
+    texts = _without_gaps(column).cast(pa.large_string()).to_pylist()
+    if (longest := max(map(len, texts), default=0)) * len(texts) > _MOST_CHARACTERS:
+        raise ValueError(f"a text of {longest:,} characters, too long for {len(texts):,} rows: numpy pads all to it")
+    return np.array(texts, dtype=np.str_)
 
 
 def _encoded_images(table: pa.Table) -> NDArray[np.object_]:
@@ -236,8 +268,8 @@ def _decode_images(encoded: NDArray[np.object_], ids: NDArray[np.str_], name: st
     images = []
     for sample_id, data in zip(ids.tolist(), encoded, strict=True):
         try:
-            images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-        except (OSError, TypeError) as error:
+            images.append(np.asarray(Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGB")))
+        except _IMAGE_ERRORS as error:
             raise DataFileError(
                 f"Task {name!r}: the image of sample {sample_id!r} does not decode: {error}."
             ) from error

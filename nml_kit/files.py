@@ -5,16 +5,21 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nml_kit.errors import DataFileError, InvalidInputError, StoreError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DEEPEST = 100  # levels of lists and objects in a JSON file
 
 
 def write_tensors(
@@ -46,9 +51,25 @@ def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (OSError, SafetensorError) as error:
+        return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
+    except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:  # such as dtypes numpy has not
         raise DataFileError(f"Expected a safetensors file at {path}, got: {error}; make it again.") from error
-    return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
+
+
+def read_table(path: Path | str, columns: Sequence[str]) -> "pa.Table":
+    """Read a Parquet file; raises DataFileError if it is missing, cut short or lacks one of `columns`."""
+    import pyarrow as pa  # late, to stay light
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, partitioning=None)
+        missing = [name for name in columns if table.column_names.count(name) != 1]
+        if missing:
+            raise ValueError(f"not one column of each name: {', '.join(missing)}")
+        table.validate(full=True)
+    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RuntimeError, MemoryError) as error:
+        raise DataFileError(f"Expected a Parquet file at {path}, got: {error}; make it again.") from error
+    return table
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -59,19 +80,53 @@ def write_json(path: Path | str, content: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file; raises DataFileError when it is missing or not JSON."""
+    """Read a JSON file; raises DataFileError when it is missing, not JSON, or nothing that `write_json` writes.
+
+    That is: a name twice in one object, half a surrogate pair, lists in lists without end.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+        _require_writable(content, _DEEPEST)
+        return content
     except (OSError, ValueError, RecursionError) as error:
         raise DataFileError(f"Expected a JSON file at {path}, got: {error}; make it again.") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("an object with one name twice")
+    return found
+
+
+def _require_writable(content: Any, levels: int) -> None:
+    if not levels:
+        raise ValueError(f"more than {_DEEPEST} levels")
+    if isinstance(content, str):
+        content.encode()
+    for part in content if isinstance(content, list | dict) else ():
+        _require_writable(part, levels - 1)
+    for part in content.values() if isinstance(content, dict) else ():
+        _require_writable(part, levels - 1)
 
 
 def json_text(content: Any) -> str:
     """Return the one JSON text of `content`; raises InvalidInputError when it is not plain data."""
     try:
-        return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
+        text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        text.encode()  # half a surrogate pair cannot be written
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"Expected plain JSON data, got: {error}; convert it, as with `.item()`.") from error
+    return text
+
+
+def stays_inside(name: str, flavour: type[PurePath] = PurePath) -> bool:
+    """Whether a path that a data file names stays in the directory that it is joined to.
+
+    >>> stays_inside("a/b"), stays_inside("../b"), stays_inside("/b")
+    (True, False, False)
+    """
+    path = flavour(name)
+    return "\0" not in name and not path.anchor and ".." not in path.parts
 
 
 def temporary_beside(path: Path) -> Path:

@@ -244,7 +244,7 @@ def _ratio_points(part: pd.DataFrame, x: str, y: str, ratio: float, value: str) 
 def _metric_panels(points: pd.DataFrame, metric: str, x_title: str, y_title: str) -> go.Figure:
     """One panel per protocol: a grey line per task through its ratios, a coloured marker per ratio."""
     protocols = sorted(points["protocol"].unique())
-    figure = make_subplots(1, len(protocols), horizontal_spacing=0.1, subplot_titles=protocols)
+    figure = make_subplots(1, len(protocols), horizontal_spacing=0.1, subplot_titles=[*map(as_text, protocols)])
     value = f"{metric.upper()} %{{x:.4f}}<br>accuracy %{{y:.4f}}"
     for column, protocol in enumerate(protocols, start=1):
         part = points[points["protocol"] == protocol]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nml_kit._yaml import read_yaml
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.recipes import Recipe
 
@@ -74,15 +74,17 @@ def profile_names() -> list[str]:
 def load_profile(name: str) -> Profile:
     """The shipped profile `name`, or the one in a YAML file given by its path.
 
-    Raises UnknownNameError for an unknown name, InvalidInputError if the file is not a valid profile.
+    Raises UnknownNameError for an unknown name, DataFileError if there is no such file, InvalidInputError if it is not
+    a valid profile.
 
     >>> load_profile("small").seeds
     (0, 1, 2, 3, 4)
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else profiles_dir() / f"{name}.yaml"
-    if not path.is_file():
+    is_path = name.endswith((".yaml", ".yml"))
+    if not is_path and name not in profile_names():
         raise unknown_name("profile", name, profile_names())
+    path = Path(name) if is_path else profiles_dir() / f"{name}.yaml"
     try:
-        return Profile.model_validate({"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))})
-    except (yaml.YAMLError, TypeError, ValidationError) as error:
+        return Profile.model_validate({"name": path.stem, **read_yaml(path)})
+    except (TypeError, ValidationError) as error:
         raise InvalidInputError(f"Profile {path}: expected the fields of a profile, but got {error}") from error

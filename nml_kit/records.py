@@ -59,11 +59,12 @@ def load_noise(directory: Path | str) -> LabelNoise | CaptionNoise:
         record_class, settings, expected = _RECORDS[about["record"]], dict(about["settings"]), about["fingerprint"]
         contents = settings | _decoded(record_class, read_tensors(path.with_name(TENSORS)))
         record = record_class(**contents)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        found = noise_fingerprint(record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataFileError(
             f"Expected a noise record in {directory}, got other content ({error!r}). {_AGAIN}"
         ) from error
-    if (found := noise_fingerprint(record)) != expected:
+    if found != expected:
         raise CorruptEntryError(f"Expected noise record {directory} with fingerprint {expected}, got {found}. {_AGAIN}")
     return record
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import filelock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.files import read_json, write_json
+from nml_kit.files import read_json, stays_inside, write_json
 
 STATUS, PLAN = "status.json", "plan.json"
 State = Literal[
@@ -47,7 +47,7 @@ class RunStatus(BaseModel, frozen=True):
     resources: dict[str, Any] = {}
     params: dict[str, Any] = {}
     profile: str | None = None
-    seconds: float | None = None
+    seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
     started: str = ""
     finished: str = ""
     cell: int | None = None
@@ -55,6 +55,13 @@ class RunStatus(BaseModel, frozen=True):
     host: str = ""
     pid: int | None = None
     files: dict[str, int] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, int]) -> dict[str, int]:
+        if outside := [name for name in files if not stays_inside(name)]:
+            raise ValueError(f"a file outside the run's directory: {outside[0]!r}")
+        return files
 
     @property
     def exit_code(self) -> int:
@@ -161,7 +168,7 @@ def _planned(path: Path) -> list[RunStatus]:
         runs = _PlanFile.model_validate(read_json(path)).runs
     except (DataFileError, ValidationError):
         return []
-    inside = [run for run in runs if not Path(run.name).is_absolute() and ".." not in Path(run.name).parts]
+    inside = [run for run in runs if stays_inside(run.name)]
     return [run.model_copy(update={"run_dir": path.parent / run.name, "state": "waiting"}) for run in inside]
 
 

@@ -18,6 +18,7 @@ import filelock
 import numpy as np
 import platformdirs
 
+from nml_kit._fingerprint import fingerprint, plain
 from nml_kit._version import __version__
 from nml_kit.errors import CorruptEntryError, DataFileError, InvalidInputError, StoreError, unknown_name
 from nml_kit.files import (
@@ -36,56 +37,6 @@ MANIFEST = "manifest.json"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REPAIR = "Delete it with `nml store prune --corrupt` and run again."
-
-
-def fingerprint(value: Any) -> str:
-    """Hash nested dicts, lists, scalars, bytes and arrays to 64 hex digits (sha256 of canonical JSON).
-
-    The order of dict keys does not count; 1, 1.0 and True differ; NaN equals NaN; a tuple counts as a list;
-    an array counts by dtype, shape and C-order content, one of strings, or of bytes, by its values whatever their item
-    size. Raises InvalidInputError for anything else.
-
-    >>> fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
-    True
-    >>> fingerprint(1) == fingerprint(1.0)
-    False
-    """
-    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON data, arrays and bytes by their digests; its fingerprint is the same."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return f"bytes sha256:{hashlib.sha256(value).hexdigest()}"
-    if isinstance(value, np.ndarray):
-        dtype, content = _array_content(value)
-        return f"array {dtype} {list(value.shape)} sha256:{hashlib.sha256(content).hexdigest()}"
-    raise InvalidInputError(
-        "Expected dicts with text keys, lists, str, int, float, bool, None, bytes or arrays to fingerprint, "
-        f"got {value!r:.80} ({type(value).__name__}); convert it, as with `.item()` or `dataclasses.asdict`."
-    )
-
-
-def _array_content(array: np.ndarray) -> tuple[str, Any]:
-    if array.dtype.kind in "biufcS":
-        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        return array.dtype.name, little_endian.reshape(-1).view(np.uint8)
-    values = array.ravel().tolist()
-    kind = next((kind for kind in (str, bytes) if all(isinstance(value, kind) for value in values)), None)
-    if array.dtype.kind not in "UOT" or kind is None:
-        raise InvalidInputError(
-            f"Expected an array of numbers, of texts or of bytes, got dtype {array.dtype}; convert it or fill its gaps."
-        )
-    encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
-    lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
-    return kind.__name__, lengths.tobytes() + b"".join(encoded)
 
 
 @dataclass(frozen=True)
@@ -174,7 +125,7 @@ class Store:
             with explained(work, only=_DISK_FULL):
                 card = build(work)
             with explained(target):
-                _publish(work / "entry", target, {"kind": kind, "key": _plain(key), "card": card})
+                _publish(work / "entry", target, {"kind": kind, "key": plain(key), "card": card})
             shutil.rmtree(work, ignore_errors=True)
         return _verified(target)
 
@@ -199,17 +150,17 @@ class Store:
         removed = []
         for info in self.verify():
             with self._lock(f"{info.kind}-{info.digest}"), explained(info.path):
-                if not info.path.exists() or not _problem(info.path):
+                if not os.path.lexists(info.path) or not _problem(info.path):
                     continue  # repaired by another process in the meantime
                 # Renamed before it is deleted: no reader sees a part of an entry.
                 aside = temporary_beside(self.root / "work" / info.digest)
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 info.path.rename(aside)
-                shutil.rmtree(aside)
+                _delete(aside)
                 removed.append(info.path)
         for work in [] if corrupt_only else sorted((self.root / "work").glob("*")):
             with suppress(filelock.Timeout), self._lock(work.name, timeout=0), explained(work):
-                shutil.rmtree(work)
+                _delete(work)
                 removed.append(work)
         return removed
 
@@ -266,14 +217,25 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = read_json(path / MANIFEST)
         found = fingerprint({name: value for name, value in manifest.items() if name != "checksum"})
         expected = manifest.get("checksum")
+        complete = _is_complete(manifest)
     except (DataFileError, AttributeError) as error:
         raise CorruptEntryError(f"Expected a manifest {path / MANIFEST}, got: {error} {_REPAIR}") from error
-    if found != expected or manifest["digest"] != path.name:
+    if found != expected or not complete or manifest.get("digest") != path.name:
         raise CorruptEntryError(
             f"Expected {path / MANIFEST} with checksum {expected} and digest {path.name}, "
-            f"got checksum {found} and digest {manifest.get('digest')}. {_REPAIR}"
+            f"got checksum {found} and digest {manifest.get('digest')}{'' if complete else ', incomplete'}. {_REPAIR}"
         )
     return manifest
+
+
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has all that is read from it, the checksum apart."""
+    files = manifest.get("files")
+    plain_files = isinstance(files, dict) and all(
+        _SAFE_NAME.fullmatch(name) and isinstance(about, dict) and type(about.get("bytes")) is int and "sha256" in about
+        for name, about in files.items()
+    )
+    return plain_files and isinstance(manifest.get("card"), dict) and isinstance(manifest.get("created"), str)
 
 
 def _problem(path: Path) -> str:
@@ -285,8 +247,14 @@ def _problem(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    if path.is_fifo():  # it would never end
+        raise OSError(errno.EINVAL, "Is a pipe", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _delete(path: Path) -> None:
+    path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
 def _safe(name: str) -> str:

@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit._yaml import read_yaml
+from nml_kit.errors import InvalidInputError
 from nml_kit.parameters import notebook_parameters, read_source
 from nml_kit.store import fingerprint
 
@@ -80,11 +80,7 @@ class PlannedRun:
 def load_suite(path: str | Path) -> Suite:
     """Read a suite from YAML; raises DataFileError or InvalidInputError if it is missing or not a suite."""
     try:
-        return Suite.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFileError(f"Expected a suite file at {path}, got: {error}.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInputError(f"Expected YAML in {path}, got: {error}") from error
+        return Suite.model_validate(read_yaml(path))
     except ValidationError as error:
         problems = "; ".join(map(_problem, error.errors()))
         raise InvalidInputError(
@@ -104,27 +100,37 @@ def _problem(error: Any) -> str:
 def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[PlannedRun]:
     """List the runs of a suite file by stage and in order: in `runs`/<suite>/<notebook>, a grid's points below that.
 
-    Another `profile` than the suite's own goes to `runs`/<suite>-<profile>. Notebook paths may not leave the
-    directory that holds the suites directory. Raises InvalidInputError or DataFileError.
+    Another `profile` than the suite's own goes to `runs`/<suite>-<profile>. Paths in the suite, of notebooks and
+    of a profile's file, may not leave the directory that holds the suites directory.
+    Raises InvalidInputError or DataFileError.
     """
     path = Path(path)
     suite = load_suite(path)
     chosen = profile or suite.profile
     group = suite.name if chosen == suite.profile else f"{suite.name}-{_safe(Path(chosen).stem)}"
     root = (path.parent.parent if path.parent.name == "suites" else path.parent).resolve()
+    if not profile and chosen.endswith((".yaml", ".yml")):
+        chosen = str(_below(root, path, chosen))
     plan: list[PlannedRun] = []
     taken: set[str] = set()
     for entry in suite.notebooks:
-        notebook = (path.parent / entry.notebook).resolve()
-        if not notebook.is_relative_to(root):
-            raise InvalidInputError(
-                f"{path}: expected notebooks under {root}, got {entry.notebook!r}, which leaves it."
-            )
+        notebook = _below(root, path, entry.notebook)
         name = _untaken(_safe(notebook.stem), taken)
         base = PlannedRun(notebook, chosen, entry.params, Path(runs) / group / name, entry.stage, name, path.resolve(),
                           entry.resources.model_dump())  # fmt: skip
         plan += _grid_points(base, entry.grid)
     return sorted(plan, key=lambda run: run.stage)
+
+
+def _below(root: Path, suite: Path, name: str) -> Path:
+    """The file that a suite names, relative to the suite file; InvalidInputError if it leaves `root`."""
+    try:
+        found = (suite.parent / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a link to itself
+        raise InvalidInputError(f"{suite}: expected the name of a file, got {name!r}: {error}.") from error
+    if not found.is_relative_to(root):
+        raise InvalidInputError(f"{suite}: expected files under {root}, got {name!r}, which leaves it.")
+    return found
 
 
 def plan_notebook(

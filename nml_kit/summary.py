@@ -5,10 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.files import read_table
 from nml_kit.look import ratio_label
 
 _PARTS = ("accuracy", "low", "high", "sve", "lsvr")
-_COLUMNS = ["ratio", "method", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
+_NUMBERS = ["ratio", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
 
 ROW_COLUMNS = ("ratio", "method", "protocol", "task", "metric", "value", "n")
 
@@ -22,10 +23,7 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     paths = sorted(Path(runs).rglob("summary.parquet"))
     if not paths:
         raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
-    try:
-        table = pd.concat([pd.read_parquet(path, columns=_COLUMNS) for path in paths]).drop_duplicates()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors; of a missing column too
-        raise DataFileError(f"Expected summaries in {', '.join(map(str, paths))}, got: {error}; run again.") from error
+    table = pd.concat([_read(path) for path in paths]).drop_duplicates()
     shown = {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
     for protocol in ("ID", "OOD"):
         columns = zip(*(table[f"{protocol} {part}"] for part in ("accuracy", "low", "high")), strict=True)
@@ -57,3 +55,15 @@ def means_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
         "method": [method for _, method in means.index],
     }
     return pd.DataFrame(labels | texts)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """One summary: a ratio in [0, 1], or none for the random baseline, a method, and numbers."""
+    table = read_table(path, [*_NUMBERS, "method"])
+    try:
+        frame = pd.DataFrame({name: table[name].to_pylist() for name in _NUMBERS}, dtype=float)
+        if not frame["ratio"].dropna().between(0, 1).all():
+            raise ValueError("a ratio that is no fraction")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataFileError(f"Expected numbers in the summary {path}, got: {error}; run again.") from error
+    return frame.assign(method=list(map(str, table["method"].to_pylist())))

@@ -1,11 +1,8 @@
 """The command, called as a user calls it; where a process matters (signals, imports), in its own process."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,6 @@ from nml_kit.files import write_tensors
 from nml_kit.store import Store
 from tests.test_batch import write_notebook
 from tests.test_summary import summary_frame
-
-NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
 
 
 def nml(*words: object):
@@ -64,7 +59,7 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
         (["n.ipynb", "-p", "rte=0.1"], "Unknown parameter 'rte': did you mean 'rate'?"),
         (["n.ipynb", "-p", "rate"], "Expected -p KEY=VALUE, got 'rate'"),
         (["n.ipynb", "-p", "rate=fast"], "Parameter 'rate': expected float"),
-        (["n.ipynb", "-p", "rate=[1"], "with a value in YAML"),
+        (["n.ipynb", "-p", "rate=[1"], "Expected YAML in -p rate=VALUE"),
         (["n.ipynb", "-p", "rate=.nan"], "expected a plain JSON value"),
         (["n.ipynb", "-p", "task=2020-01-01"], "expected a plain JSON value"),
         (["s.yaml", "-p", "rate=0.1"], "Expected -p with a notebook"),
@@ -117,81 +112,6 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
 def test_no_runs_have_no_status(tmp_path):
     result = nml("status", tmp_path)
     assert (result.exit_code, "use `nml run` first" in result.stderr) == (2, True)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def statuses(runs: Path) -> dict[str, str]:
-    return {one["name"]: one["state"] for one in json.loads(nml("status", runs, "--json").stdout)}
-
-
-def test_a_second_runner_waits_and_takes_over_when_the_first_is_killed(tmp_path):
-    """Each execution leaves a line; it ends once a file is there."""
-    code = (
-        "import pathlib, time\nroot = pathlib.Path(run_dir).parents[2]\n"
-        "with (root / 'log').open('a') as log: log.write('.')\n"
-        "while not (root / 'go').exists(): time.sleep(0.05)"
-    )
-    notebook = write_notebook(tmp_path / "n.ipynb", code, parameters='profile = "smoke"\nrun_dir = ""')
-    log, runs = tmp_path / "log", tmp_path / "runs"
-    command = [*NML, "run", str(notebook), "--runs", str(runs)]
-    first, second = None, None
-    try:
-        with (tmp_path / "second").open("w") as stderr:
-            first = subprocess.Popen(command)
-            wait_for(log.exists)
-            assert statuses(runs) == {"smoke/n": "running"}
-            second = subprocess.Popen(command, stderr=stderr, stdout=subprocess.PIPE, text=True)
-            wait_for(lambda: "n waits: another process is running it" in (tmp_path / "second").read_text())
-            assert log.read_text() == "."
-            first.kill()
-            wait_for(lambda: log.read_text() == "..")
-            (tmp_path / "go").touch()
-            output, _ = second.communicate(timeout=60)
-    finally:
-        for process in filter(None, (first, second)):
-            process.kill()
-    page = f"done: {runs / 'smoke' / 'n' / 'notebook.html'}\n"
-    assert output == f"{page}To see all runs on one page: nml report {runs}\n"
-    assert statuses(runs) == {"smoke/n": "done"}
-    again = nml("run", notebook, "--runs", runs)
-    assert (again.exit_code, again.stdout) == (0, output.replace("done:", "hit:"))
-    assert log.read_text() == ".."
-    assert "n │ done" in nml("status", runs).stdout.replace("smoke/", "")
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_ctrl_c_ends_the_kernels_and_exits_130(tmp_path, count):
-    code = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
-    for number in range(count):
-        write_notebook(tmp_path / f"slow-{number}.ipynb", code, parameters='profile = "smoke"')
-    entries = [{"notebook": f"slow-{number}.ipynb"} for number in range(count)]
-    suite = tmp_path / "slow.yaml"
-    suite.write_text(json.dumps({"name": "slow", "profile": "smoke", "notebooks": entries}))
-    command = [*NML, "run", str(suite), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
-    run_dirs = [tmp_path / "runs" / "slow" / f"slow-{number}" for number in range(count)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not all((one / "pid").exists() and (one / "pid").read_text() for one in run_dirs):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    assert "To continue" in stderr
-    for run_dir in run_dirs:
-        assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((run_dir / "pid").read_text()), 0)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_unknown_profile_names_the_nearest():
     [
         ("ratios: [0, 1.5]", "less than or equal to 1"),
         ("speeds: [1]", "speeds"),
-        ("ratios: [", "expected the fields of a profile"),
+        ("ratios: [", "while parsing a flow node"),
         ("- 1", "expected the fields of a profile"),
     ],
 )

@@ -50,8 +50,8 @@ def test_a_suite_becomes_a_plan(tmp_path):
         ("", "Expected a suite"),
         ("name: [\n", "Expected YAML"),
         ("name: !!python/object/apply:os.system [echo]\n", "Expected YAML"),
-        ("name: s\nprofile: demo\nnotebooks: [{notebook: ../../../x.ipynb}]\n", "expected notebooks under"),
-        ("name: s\nprofile: demo\nnotebooks: [{notebook: /etc/x.ipynb}]\n", "expected notebooks under"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: ../../../x.ipynb}]\n", "expected files under"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: /etc/x.ipynb}]\n", "expected files under"),
     ],
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
@@ -67,7 +67,7 @@ def test_a_link_cannot_lead_out_of_the_notebooks(tmp_path):
 
 
 def test_a_missing_suite_is_named(tmp_path):
-    with pytest.raises(DataFileError, match=r"Expected a suite file at .*none\.yaml"):
+    with pytest.raises(DataFileError, match=r"Expected a YAML file at .*none\.yaml"):
         suites.load_suite(tmp_path / "none.yaml")
 
 

@@ -47,8 +47,8 @@ def test_no_or_broken_summaries_are_errors(tmp_path):
     with pytest.raises(InvalidInputError, match=r"found no summary\.parquet: use `nml run` first"):
         summary_of_runs(tmp_path)
     (tmp_path / "summary.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(DataFileError, match="run again"):
+    with pytest.raises(DataFileError, match="make it again"):
         summary_of_runs(tmp_path)
     pd.DataFrame({"foreign": [1]}).to_parquet(tmp_path / "summary.parquet")
-    with pytest.raises(DataFileError, match="run again"):
+    with pytest.raises(DataFileError, match="make it again"):
         summary_of_runs(tmp_path)

@@ -1,0 +1,63 @@
+"""One hash for nested plain data and arrays, whatever the order of dict keys."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from nml_kit.errors import InvalidInputError
+
+
+def fingerprint(value: Any) -> str:
+    """Hash nested dicts, lists, scalars, bytes and arrays to 64 hex digits (sha256 of canonical JSON).
+
+    The order of dict keys does not count; 1, 1.0 and True differ; NaN equals NaN; a tuple counts as a list;
+    an array counts by dtype, shape and C-order content, one of strings, or of bytes, by its values whatever their item
+    size. Raises InvalidInputError for anything else.
+
+    >>> fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
+    True
+    >>> fingerprint(1) == fingerprint(1.0)
+    False
+    """
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON data, arrays and bytes by their digests; its fingerprint is the same.
+
+    >>> plain({"a": (1, b"x")})["a"][0]
+    1
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, bytes):
+        return f"bytes sha256:{hashlib.sha256(value).hexdigest()}"
+    if isinstance(value, np.ndarray):
+        dtype, content = _array_content(value)
+        return f"array {dtype} {list(value.shape)} sha256:{hashlib.sha256(content).hexdigest()}"
+    raise InvalidInputError(
+        "Expected dicts with text keys, lists, str, int, float, bool, None, bytes or arrays to fingerprint, "
+        f"got {value!r:.80} ({type(value).__name__}); convert it, as with `.item()` or `dataclasses.asdict`."
+    )
+
+
+def _array_content(array: np.ndarray) -> tuple[str, Any]:
+    if array.dtype.kind in "biufcS":
+        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        return array.dtype.name, little_endian.reshape(-1).view(np.uint8)
+    values = array.ravel().tolist()
+    kind = next((kind for kind in (str, bytes) if all(isinstance(value, kind) for value in values)), None)
+    if array.dtype.kind not in "UOT" or kind is None:
+        raise InvalidInputError(
+            f"Expected an array of numbers, of texts or of bytes, got dtype {array.dtype}; convert it or fill its gaps."
+        )
+    encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
+    lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
+    return kind.__name__, lengths.tobytes() + b"".join(encoded)

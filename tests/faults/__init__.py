@@ -1,0 +1,1 @@
+"""What goes wrong around a batch: processes killed, disks full, clocks wrong, files broken or hostile."""
