@@ -120,13 +120,15 @@ def json_text(content: Any) -> str:
 
 
 def stays_inside(name: str, flavour: type[PurePath] = PurePath) -> bool:
-    """Whether a path that a data file names stays in the directory that it is joined to.
+    """Whether a path that a data file names can be one, and stays in the directory that it is joined to.
 
     >>> stays_inside("a/b"), stays_inside("../b"), stays_inside("/b")
     (True, False, False)
     """
     path = flavour(name)
-    return "\0" not in name and not path.anchor and ".." not in path.parts
+    lengths = [len(part.encode("utf-8", "surrogatepass")) for part in path.parts]
+    possible = "\0" not in name and max(lengths, default=0) <= 255 and sum(lengths) <= 1000
+    return possible and not path.anchor and ".." not in path.parts
 
 
 def temporary_beside(path: Path) -> Path:

@@ -24,7 +24,7 @@ from nml_kit.summary import summary_of_runs
 from tests.test_summary import summary_frame
 
 fuzz = settings(
-    deadline=2000, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=10_000, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 HOSTILE_TEXTS = [
     "", ".", "..", "../../outside", "/etc/passwd", "a/../../outside", "C:\\x", "a\0b", "\ud800", "x" * 5000, "NaN", "é",
@@ -227,6 +227,13 @@ def test_statuses_and_plans(outside, data):
         json.dumps(one.record())
     write_plan(outside, [RunStatus.model_validate(STATUS)])
     assert any(one.name == "r" for one in read_statuses(outside))
+
+
+@pytest.mark.parametrize("name", [text for text in HOSTILE_TEXTS if text != "\ud800"])
+def test_names_of_planned_runs(outside, name):
+    (outside / "plan.json").write_text(json.dumps({"runs": [STATUS | {"name": name}]}))
+    for one in tried(lambda: read_statuses(outside)) or ():
+        assert one.run_dir.is_relative_to(outside)
 
 
 def build(work):

@@ -36,7 +36,7 @@ def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: i
     done = undisturbed.run(suite, timeout=3600)
     assert done.returncode == 0, done.stderr
     duration = time.monotonic() - begun
-    print(f"undisturbed: {duration:.0f} s")
+    print(f"undisturbed: {duration:.0f} s", flush=True)
     assert set(undisturbed.executions().values()) == {1}
     moments = random.Random(kills)
     for _ in range(kills):
@@ -46,7 +46,7 @@ def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: i
         with ended(process):
             time.sleep(moments.uniform(0.1, 0.9) * duration * min(1, 3 / kills))
         after = place.executions()
-        print(f"killed with {len(finished)} done before, {sum(after.values())} kernels started in all")
+        print(f"killed with {len(finished)} done before, {sum(after.values())} kernels started in all", flush=True)
         assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
     done = place.run(suite, timeout=3600)
     assert done.returncode == 0, done.stderr
