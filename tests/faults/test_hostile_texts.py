@@ -189,8 +189,9 @@ def test_names_and_captions_are_text_in_pages(tmp_path):
         for name, value in attributes:
             assert not name.startswith("on"), (tag, name)
             assert not re.match(r"\s*(javascript|data:text)", value or ""), (tag, value)
-    assert len(parser.scripts) == 1
-    assert "Plotly.newPlot" in parser.scripts[0]
+    figure, code = parser.scripts  # data, and the page's own code
+    assert json.loads(figure)["layout"]["annotations"][0]["text"] == hostile
+    assert "Plotly.newPlot" in code
 
 
 class Tags(HTMLParser):
