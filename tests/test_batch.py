@@ -170,7 +170,7 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
     own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     moved = [replace(run, profile=str(own)) for run in plan()]
     assert set(actions(moved).values()) == {"hit"}  # the same content elsewhere
-    own.write_text(own.read_text() + "\nhead_epochs: 77\n")
+    own.write_text(own.read_text().replace("head_epochs: 2", "head_epochs: 77"))
     assert set(actions(moved).values()) == {"run"}
     (tmp_path / "runs" / "smoke" / "n" / "seed=0" / "notebook.html").unlink()
     assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "hit"}
