@@ -5,9 +5,12 @@ path (see _kernels), so it imports nothing of nml_kit.
 """
 
 import sys
+import time
 from typing import Any
 
 TEXT_LIMIT = 1_000_000  # characters that a cell may write to each of stdout and stderr
+_MESSAGES = 200  # that a cell may send at once; the socket holds 1,000 that are not read
+_PAUSE = 0.05  # seconds between those that follow
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -17,30 +20,38 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def _bound(stream: Any, events: Any, limit: int) -> None:
-    """Keep the head of what a cell writes and say how much was cut; bars, which rewrite their line, are kept."""
+    """Keep the head of what a cell writes and say how much was cut; bars, which rewrite their line, are kept.
+
+    Where messages come too fast to be read their texts are joined, for a moment or until the cell ends.
+    """
     cell, sent, cut, telling = "", 0, 0, False
+    held, messages, latest = "", 0, 0.0
 
     def hook(message: Any) -> Any:
-        nonlocal cell, sent, cut, telling
+        nonlocal cell, sent, cut, telling, held, messages, latest
         text, its_cell = message["content"]["text"], message["parent_header"].get("msg_id", "")
         if its_cell != cell:
-            cell, sent, cut = its_cell, 0, 0
-        if telling:
-            telling, shown = False, f"… {cut:,} characters were cut …\n"
+            cell, sent, cut, held, messages = its_cell, 0, 0, "", 0
+        ending = telling
+        if ending:
+            held += f"… {cut:,} characters were cut …\n" if cut else ""
+            telling, cut = False, 0
         elif text.startswith("\r") and "\n" not in text:
-            shown = text[-limit:]
+            held = held[: held.rfind("\n") + 1] + text[-limit:]
         else:
             shown = text[: limit - sent]
             sent, first, cut = sent + len(shown), not cut, cut + len(text) - len(shown)
-            if cut and first:
-                shown += f"\n… a cell may print {limit:,} characters, the rest is cut …\n"
-        message["content"]["text"] = shown
-        return message if shown else None
+            held += shown + (f"\n… a cell may print {limit:,} characters, the rest is cut …\n" if cut and first else "")
+        now = time.monotonic()
+        if not held or (messages > _MESSAGES and now - latest < _PAUSE and not ending):
+            return None
+        message["content"]["text"], held, messages, latest = held, "", messages + 1, now
+        return message
 
     def tell(result: Any) -> None:
         nonlocal telling
         stream.flush()  # all that the cell wrote has passed the hook
-        if cut:
+        if cut or held:
             telling = True
             stream.write("…")
             stream.flush()

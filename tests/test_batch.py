@@ -231,15 +231,17 @@ def test_what_a_cell_prints_is_cut_and_counted(tmp_path):
         "'z' * 3_000_000",
         "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
         "print('\\rlast', file=sys.stderr)",
+        "for i in range(3000): print(i, flush=True)",
     )
     result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
-    assert result.state == "done"
-    flood, text, bars = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-3:]
+    assert (result.state, result.error) == ("done", "")
+    flood, text, bars, pieces = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-4:]
     head, _, notes = flood.outputs[0].text.partition("\n…")
     assert head == ("x" * 9 + "\n") * 100_000
     assert "9,000,000 characters were cut" in notes
     assert len(text.outputs[0].data["text/plain"]) < 1_000_100
     assert bars.outputs[0].text == "last\n"
+    assert pieces.outputs[0].text.split() == list(map(str, range(3000)))
     assert all((tmp_path / "run" / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
 
 
