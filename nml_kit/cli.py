@@ -98,11 +98,7 @@ def run(
                 progress=sys.stderr if sys.stderr.isatty() else None, elsewhere=elsewhere,
             )  # fmt: skip
         code = batch.suite_exit_code(results)
-    for result in results:
-        page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
-        typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
-        if result.error:
-            typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
+    _tell_results(results)
     typer.echo(f"To see all runs on one page: {shlex.join(['nml', 'report', str(runs)])}")
     if code:
         options = {"--profile": profile, "--only": only, "--timeout": timeout, "--jobs": jobs,
@@ -114,6 +110,15 @@ def run(
         again += ["--keep-going"] * keep_going + ["--runs", str(runs)]
         typer.echo(f"To continue (what is done is kept): {shlex.join(again)}", err=True)
     raise typer.Exit(code)
+
+
+def _tell_results(results: Iterable[Any]) -> None:
+    """A line for each run, with its page, and one for its error."""
+    for result in results:
+        page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
+        typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
+        if result.error:
+            typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
 
 
 def _elsewhere(scheduler: str | None, cluster: Path | None, retries: int | None, jobs: int | None) -> Any:

@@ -118,6 +118,15 @@ def tried(read):
         return None
 
 
+def written(path, content):
+    """Write content as YAML; False for what YAML cannot hold."""
+    try:
+        path.write_bytes(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass"))
+    except (RecursionError, ValueError):
+        return False
+    return True
+
+
 SUITE = {
     "name": "s", "profile": "smoke",
     "notebooks": [{"notebook": "n.ipynb", "params": {"seed": 1}, "grid": {"rate": [0.1, 0.2]}, "stage": 1,
@@ -129,9 +138,7 @@ SUITE = {
 @given(content=mutated(SUITE))
 def test_suites(outside, content):
     path = outside / "s.yaml"
-    try:
-        path.write_bytes(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass"))
-    except (RecursionError, ValueError):
+    if not written(path, content):
         return
     for run in tried(lambda: suites.plan_suite(path, runs=outside / "runs")) or ():
         assert run.notebook.is_relative_to(outside)
@@ -193,9 +200,7 @@ PROFILE = yaml.safe_load((profiles_dir() / "smoke.yaml").read_text(encoding="utf
 @given(content=mutated(PROFILE))
 def test_profiles(outside, content):
     path = outside / "p.yaml"
-    try:
-        path.write_bytes(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass"))
-    except (RecursionError, ValueError):
+    if not written(path, content):
         return
     profile = tried(lambda: load_profile(str(path)))
     assert profile is None or all(0 <= ratio <= 1 for ratio in profile.ratios)
