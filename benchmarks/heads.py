@@ -22,7 +22,8 @@ from nml_kit import (
     load_task,
     regularisation_path,
 )
-from nml_kit.study import downstream_tasks, make_head, study_folds
+from nml_kit.origins import downstream_tasks
+from nml_kit.study import make_head, study_folds
 
 BATCH = 64
 

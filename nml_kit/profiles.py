@@ -9,6 +9,7 @@ from nml_kit._yaml import read_yaml
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.recipes import Recipe
 
+Objective = Literal["supervised", "contrastive"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 

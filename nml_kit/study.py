@@ -13,9 +13,8 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from nml_kit._processes import launched_count
-from nml_kit.backbones import Backbone, load_backbone
-from nml_kit.datasets import Task, load_task
-from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.datasets import Task
+from nml_kit.errors import unknown_name
 from nml_kit.evaluate import (
     Evaluation,
     Fold,
@@ -28,23 +27,26 @@ from nml_kit.evaluate import (
 )
 from nml_kit.features import Features, extract_features, is_extracted
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
-from nml_kit.intervals import accuracy_intervals
-from nml_kit.noise import LabelNoise, inject_label_noise
-from nml_kit.pretrain import is_pretrained, pretrain, standardising_transform
-from nml_kit.profiles import Profile
+from nml_kit.origins import (
+    RANDOM_BASELINE,
+    Origin,
+    downstream_tasks,
+    is_origin_stored,
+    pretrained_backbone,
+    pretraining_task,
+)
+from nml_kit.profiles import Objective, Profile
 from nml_kit.spectrum import cumulative_energy
 from nml_kit.store import Store
 
 METHODS = ("LP", "MLP", "NMTune")
-RANDOM_BASELINE = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class StudyRun:
-    """One evaluation with the pre-training it belongs to; ratio NaN is the randomly initialised baseline."""
+    """One evaluation with the pre-training it belongs to."""
 
-    ratio: float
-    seed: int
+    origin: Origin
     backbone: str
     evaluation: Evaluation
 
@@ -64,7 +66,7 @@ class Study:
             for run in self.runs
             for row in result_rows(
                 run.evaluation, experiment="study", profile=self.profile.name, backbone=run.backbone,
-                ratio=run.ratio, objective="supervised", seed=run.seed, fraction=1.0,
+                fraction=1.0, **run.origin._asdict(),
             )
         ])  # fmt: skip
 
@@ -72,7 +74,7 @@ class Study:
     def samples(self) -> pd.DataFrame:
         """One row per test sample, seed, ratio and method: was the head right?"""
         return pd.concat(
-            [sample_scores(run.evaluation, ratio=run.ratio, seed=run.seed) for run in self.runs],
+            [sample_scores(run.evaluation, **run.origin._asdict()) for run in self.runs],
             ignore_index=True,
         )
 
@@ -84,7 +86,7 @@ class Study:
             values, fold = run.evaluation.singular_values, run.evaluation.fold
             frames.append(pd.DataFrame({
                 "task": fold.task, "protocol": fold.protocol, "test_domain": "+".join(fold.test_domains or ("all",)),
-                "method": run.evaluation.method, "ratio": run.ratio, "seed": run.seed,
+                "method": run.evaluation.method, **run.origin._asdict(),
                 "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
                 "cumulative_energy": cumulative_energy(values),
             }))  # fmt: skip
@@ -103,46 +105,10 @@ def make_head(method: str, profile: Profile, seed: int) -> BaseEstimator:
     raise unknown_name("method", method, METHODS)
 
 
-def pretraining_task(profile: Profile) -> Task:
-    """The profile's pre-training task, cut to its size; the same samples for every ratio and seed."""
-    data = profile.pretraining
-    return load_task(data.task).limit(classes=data.classes, train_per_class=data.train_per_class, seed=0)
-
-
-def downstream_tasks(profile: Profile) -> dict[str, Task]:
-    """The profile's downstream tasks by name, cut to its size."""
-    names = dict.fromkeys((*profile.downstream.id, *profile.downstream.ood))
-    return {name: load_task(name).limit(train_per_class=profile.downstream.train_per_class, seed=0) for name in names}
-
-
-def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelNoise:
-    """The profile's noise on the task's train labels; nested over ratios for one seed."""
-    train = task.select(split="train")
-    return inject_label_noise(
-        train.labels, ratio, num_classes=task.num_classes, kind=profile.noise, seed=seed, ids=train.ids
-    )
-
-
-def pretrained_backbone(
-    profile: Profile,
-    task: Task,
-    ratio: float,
-    seed: int,
-    *,
-    store: Store | None = None,
-    progress: bool = True,
-) -> Backbone:
-    """The backbone of one ratio and seed; ratio NaN gives the randomly initialised baseline."""
-    if np.isnan(ratio):
-        transform = standardising_transform(task.select(split="train"))
-        return load_backbone(profile.recipe.architecture, seed=seed, transform=transform)
-    noise = label_noise(profile, task, ratio, seed)
-    return pretrain(task, noise, recipe=profile.recipe, seed=seed, store=store, progress=progress)
-
-
 def run_study(
     profile: Profile,
     *,
+    objective: Objective = "supervised",
     methods: tuple[str, ...] = METHODS,
     store: Store | None = None,
     jobs: int | None = None,
@@ -150,8 +116,8 @@ def run_study(
 ) -> Study:
     """Everything the profile asks for; what the store holds is read, what is missing is made, and kept.
 
-    Networks, then heads, run in `jobs` processes (None: one per core) of one thread each, so results do not depend on
-    `jobs`. Interrupted at any moment and called again, it goes on where it was.
+    `objective` is that of pre-training. Networks, then heads, run in `jobs` processes (None: one per core) of one
+    thread each: results do not depend on `jobs`. Interrupted at any moment and called again, it goes on where it was.
 
     >>> from nml_kit import load_profile
     >>> smallest = {"id": ["digits"], "ood": {"icons": ["outline"]}, "train_per_class": 4}
@@ -162,16 +128,19 @@ def run_study(
     """
     store = store or Store()
     source, tasks = pretraining_task(profile), downstream_tasks(profile)
-    grid = [(RANDOM_BASELINE, profile.seeds[0])]  # one random network is enough to tell what pre-training adds
-    grid += [(ratio, seed) for ratio in profile.ratios for seed in profile.seeds]
-    networks = [(_extract, (profile, *origin, store)) for origin in grid
-                if not _is_extracted(profile, source, tasks, *origin, store)]  # fmt: skip
+    # One random network is enough to tell what pre-training adds.
+    grid = [Origin(RANDOM_BASELINE, profile.seeds[0], objective)]
+    grid += [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
+    networks = [(_extract, (profile, origin, store)) for origin in grid
+                if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
     _in_parallel(networks, jobs, "networks" if progress else "")
     plan = list(_plan(profile, source, tasks, grid, methods, store))
-    heads = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(*fit, store)]
+    heads = [(_fit, (fit, store)) for *_, fit in plan if not is_evaluated(*fit, store)]
     _in_parallel(heads, jobs, "heads" if progress else "")
     runs = tuple(
-        StudyRun(*origin, evaluation) for origin, fit in plan for evaluation in evaluate_fold(*fit, store=store)
+        StudyRun(origin, backbone, evaluation)
+        for origin, backbone, fit in plan
+        for evaluation in evaluate_fold(*fit, store=store)
     )
     return Study(profile, runs)
 
@@ -208,21 +177,17 @@ def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) ->
         torch.set_num_threads(threads)
 
 
-def _extract(profile: Profile, ratio: float, seed: int, store: Store) -> None:
+def _extract(profile: Profile, origin: Origin, store: Store) -> None:
     """Pre-train one network and extract the features of all downstream tasks into the store."""
-    backbone = pretrained_backbone(profile, pretraining_task(profile), ratio, seed, store=store, progress=False)
+    backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
     for task in downstream_tasks(profile).values():
         extract_features(task, backbone, store=store, progress=False)
 
 
-def _is_extracted(
-    profile: Profile, source: Task, tasks: dict[str, Task], ratio: float, seed: int, store: Store
-) -> bool:
-    if not np.isnan(ratio):
-        noise = label_noise(profile, source, ratio, seed)
-        if not is_pretrained(source, noise, recipe=profile.recipe, seed=seed, store=store):
-            return False
-    backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=False)
+def _is_extracted(profile: Profile, source: Task, tasks: dict[str, Task], origin: Origin, store: Store) -> bool:
+    if not is_origin_stored(profile, source, origin, store=store):
+        return False
+    backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
     return all(is_extracted(task, backbone, store=store) for task in tasks.values())
 
 
@@ -235,18 +200,18 @@ def _plan(
     profile: Profile,
     source: Task,
     tasks: dict[str, Task],
-    grid: list[tuple[float, int]],
+    grid: list[Origin],
     methods: tuple[str, ...],
     store: Store,
-) -> Iterator[tuple[tuple[float, int, str], _Fit]]:
-    """Yield (ratio, seed, backbone name) and the heads to train, for each, on features that the store holds."""
+) -> Iterator[tuple[Origin, str, _Fit]]:
+    """Yield each origin, its backbone's name and the heads to train on features that the store holds."""
     folds = list(study_folds(profile, tasks))
-    for ratio, seed in grid:
-        backbone = pretrained_backbone(profile, source, ratio, seed, store=store, progress=False)
+    for origin in grid:
+        backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
         features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
         for fold in folds:
-            heads = {method: make_head(method, profile, seed) for method in methods}
-            yield (ratio, seed, backbone.name), _Fit(features[fold.task], fold, heads)
+            heads = {method: make_head(method, profile, origin.seed) for method in methods}
+            yield origin, backbone.name, _Fit(features[fold.task], fold, heads)
 
 
 def study_folds(profile: Profile, tasks: dict[str, Task]) -> Iterator[Fold]:
@@ -255,32 +220,3 @@ def study_folds(profile: Profile, tasks: dict[str, Task]) -> Iterator[Fold]:
         yield in_domain_fold(name)
     for name, held_out in profile.downstream.ood.items():
         yield from leave_one_domain_out(name, tasks[name].domains.tolist(), held_out)
-
-
-def spectrum_bands(spectra: pd.DataFrame, *, task: str, protocol: str, method: str) -> pd.DataFrame:
-    """Mean share of each singular value over seeds (and held-out domains), with the smallest and the largest.
-
-    Columns: ratio, index, share, low, high, cumulative_energy; all fractions. Raises InvalidInputError if `spectra`
-    (see `Study.spectra`) has no such task, protocol and method.
-    """
-    chosen = {"task": task, "protocol": protocol, "method": method}
-    part = spectra[(spectra[list(chosen)] == list(chosen.values())).all(axis=1)]
-    if part.empty:
-        raise InvalidInputError(f"Expected spectra of {chosen}, but there are none; choose from the study's tasks.")
-    columns = {"share": ("share", "mean"), "low": ("share", "min"), "high": ("share", "max"),
-               "cumulative_energy": ("cumulative_energy", "mean")}  # fmt: skip
-    return part.groupby(["ratio", "index"], dropna=False).agg(**columns).reset_index()
-
-
-def summary_table(study: Study) -> pd.DataFrame:
-    """Ratio × method: accuracy with 95 % interval, SVE and LSVR, each a mean over the ID or the OOD tasks.
-
-    Columns: ratio, method, then "accuracy", "low", "high", "sve", "lsvr", each prefixed by "ID " or "OOD ".
-    """
-    groups = ["protocol", "ratio", "method"]
-    accuracy = accuracy_intervals(study.samples, groups).set_index(groups)[["mean", "low", "high"]]
-    per_task = study.rows.groupby([*groups, "task", "metric"], dropna=False)["value"].mean()
-    spectra = per_task.groupby([*groups, "metric"], dropna=False).mean().unstack("metric")[["sve", "lsvr"]]
-    table = accuracy.rename(columns={"mean": "accuracy"}).join(spectra)
-    parts = [table.loc[protocol].add_prefix(f"{protocol} ") for protocol in ("ID", "OOD")]
-    return parts[0].join(parts[1]).reset_index()

@@ -15,7 +15,8 @@ from nml_kit.export import PLOTLY_MIME
 from nml_kit.intervals import accuracy_intervals, change_in_words, paired_differences
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
-from nml_kit.study import Study, run_study, summary_table
+from nml_kit.study import Study, run_study
+from nml_kit.tables import summary_table
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FIGURES = {

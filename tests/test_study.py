@@ -9,20 +9,12 @@ from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.evaluate import RESULT_COLUMNS, leave_one_domain_out
 from nml_kit.features import extract_features
 from nml_kit.heads import LinearProbe
+from nml_kit.origins import Origin, downstream_tasks, label_noise, pretrained_backbone, pretraining_task
 from nml_kit.profiles import Profile, load_profile
 from nml_kit.spectrum import singular_values
 from nml_kit.store import Store
-from nml_kit.study import (
-    Study,
-    downstream_tasks,
-    label_noise,
-    make_head,
-    pretrained_backbone,
-    pretraining_task,
-    run_study,
-    spectrum_bands,
-    summary_table,
-)
+from nml_kit.study import Study, make_head, run_study
+from nml_kit.tables import spectrum_bands, summary_table
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -56,7 +48,7 @@ def test_the_rows_are_complete(study):
 
 
 def test_a_row_is_what_the_parts_give_one_by_one(study, profile, home):
-    backbone = pretrained_backbone(profile, pretraining_task(profile), 0.3, 1, store=home, progress=False)
+    backbone = pretrained_backbone(profile, pretraining_task(profile), Origin(0.3, 1), store=home, progress=False)
     features = extract_features(downstream_tasks(profile)["digits"], backbone, store=home, progress=False)
     train, test = features.select(split="train"), features.select(split="test")
     predicted = LinearProbe(epochs=2, random_state=1).fit(train.values, train.labels).predict(test.values)
@@ -116,7 +108,8 @@ def test_spectrum_bands_hold_the_smallest_and_the_largest_seed(study, profile, h
     bands = spectrum_bands(study.spectra, task="digits", protocol="ID", method="LP")
     shares = []
     for seed in (0, 1):
-        backbone = pretrained_backbone(profile, pretraining_task(profile), 0.0, seed, store=home, progress=False)
+        origin = Origin(0.0, seed)
+        backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=home, progress=False)
         features = extract_features(downstream_tasks(profile)["digits"], backbone, store=home, progress=False)
         values = singular_values(features.select(split="test").values)
         shares.append(values / values.sum())

@@ -1,0 +1,69 @@
+"""Where features come from: the pre-training task and its noise, the backbone of a ratio and seed, the tasks."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nml_kit.backbones import Backbone, load_backbone
+from nml_kit.datasets import Task, load_task
+from nml_kit.errors import InvalidInputError
+from nml_kit.noise import LabelNoise, inject_label_noise
+from nml_kit.pretrain import is_pretrained, pretrain, standardising_transform
+from nml_kit.profiles import Objective, Profile
+from nml_kit.store import Store
+
+RANDOM_BASELINE = float("nan")
+
+
+class Origin(NamedTuple):
+    """Which pre-training features come from; ratio NaN is the randomly initialised baseline."""
+
+    ratio: float
+    seed: int
+    objective: Objective = "supervised"
+
+
+def pretraining_task(profile: Profile) -> Task:
+    """The profile's pre-training task, cut to its size; the same samples for every ratio and seed."""
+    data = profile.pretraining
+    return load_task(data.task).limit(classes=data.classes, train_per_class=data.train_per_class, seed=0)
+
+
+def downstream_tasks(profile: Profile) -> dict[str, Task]:
+    """The profile's downstream tasks by name, cut to its size."""
+    names = dict.fromkeys((*profile.downstream.id, *profile.downstream.ood))
+    return {name: load_task(name).limit(train_per_class=profile.downstream.train_per_class, seed=0) for name in names}
+
+
+def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelNoise:
+    """The profile's noise on the task's train labels; nested over ratios for one seed."""
+    train = task.select(split="train")
+    return inject_label_noise(
+        train.labels, ratio, num_classes=task.num_classes, kind=profile.noise, seed=seed, ids=train.ids
+    )
+
+
+def pretrained_backbone(
+    profile: Profile, task: Task, origin: Origin, *, store: Store | None = None, progress: bool = True
+) -> Backbone:
+    """The backbone of one origin, pre-trained on `task` unless the store holds it."""
+    _require_supervised(origin)
+    if np.isnan(origin.ratio):
+        transform = standardising_transform(task.select(split="train"))
+        return load_backbone(profile.recipe.architecture, seed=origin.seed, transform=transform)
+    noise = label_noise(profile, task, origin.ratio, origin.seed)
+    return pretrain(task, noise, recipe=profile.recipe, seed=origin.seed, store=store, progress=progress)
+
+
+def is_origin_stored(profile: Profile, task: Task, origin: Origin, *, store: Store) -> bool:
+    """Whether `pretrained_backbone` would train nothing."""
+    _require_supervised(origin)
+    if np.isnan(origin.ratio):
+        return True
+    noise = label_noise(profile, task, origin.ratio, origin.seed)
+    return is_pretrained(task, noise, recipe=profile.recipe, seed=origin.seed, store=store)
+
+
+def _require_supervised(origin: Origin) -> None:
+    if origin.objective != "supervised":
+        raise InvalidInputError(f"Expected objective 'supervised', got {origin.objective!r}.")
