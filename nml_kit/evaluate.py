@@ -1,6 +1,7 @@
 """Downstream evaluation of frozen features: ID and OOD protocols, heads fitted and tested once, tidy rows."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import Pipeline
 
 from nml_kit._version import __version__
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
 from nml_kit.files import replacing, write_tensors
+from nml_kit.folds import Fold as Fold
+from nml_kit.folds import in_domain_fold as in_domain_fold
+from nml_kit.folds import leave_one_domain_out as leave_one_domain_out
+from nml_kit.folds import samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, MLPTune, fit_heads
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy, singular_values
 from nml_kit.store import Store, fingerprint
@@ -25,28 +31,18 @@ EVALUATION_VERSION = 2
 EVALUATION_KIND = "evaluation"
 RESULT_COLUMNS = (
     "experiment", "profile", "backbone", "ratio", "objective", "seed", "task", "protocol", "train_domain",
-    "test_domain", "fraction", "method", "metric", "value", "n", "settings_hash", "version",
+    "test_domain", "fraction", "label_noise", "method", "metric", "value", "n", "settings_hash", "version",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Which samples a head is trained and tested on: always the task's train and test split, of these domains.
-
-    None means all domains. Protocol "ID": train and test share their domains; "OOD": they share none.
-    """
-
-    task: str
-    protocol: str
-    train_domains: tuple[str, ...] | None = None
-    test_domains: tuple[str, ...] | None = None
+# Labels of a task are classes however few samples there are, and a kernel approximated by all samples is exact.
+_EXPECTED_OF_FEW_SAMPLES = ("The number of unique classes is greater than", "n_components > n_samples")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What one head did on one fold: `predictions` (n,) for the test `ids`, singular values of its representation.
 
-    The representation is the raw features for a linear probe and Z = g(F) for MLP tuning and NMTune.
+    The representation is what the last classifier reads: the raw features for a linear probe, Z = g(F) for MLP tuning
+    and NMTune, the transformed features for a Pipeline.
     """
 
     fold: Fold
@@ -72,32 +68,6 @@ class Evaluation:
         }  # fmt: skip
 
 
-def in_domain_fold(task: str) -> Fold:
-    """Train and test on all domains pooled.
-
-    >>> in_domain_fold("digits").protocol
-    'ID'
-    """
-    return Fold(task, "ID")
-
-
-def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[str] | None = None) -> list[Fold]:
-    """One OOD fold per held-out domain: trained on all others, tested on it.
-
-    Raises InvalidInputError if fewer than two domains are given.
-
-    >>> [fold.test_domains for fold in leave_one_domain_out("icons", ["filled", "outline"])]
-    [('filled',), ('outline',)]
-    """
-    names = sorted(set(domains))
-    if len(names) < 2:
-        raise InvalidInputError(f"Task {task!r}: expected at least two domains to leave one out, but got {names}.")
-    return [
-        Fold(task, "OOD", tuple(name for name in names if name != left_out), (left_out,))
-        for left_out in (held_out or names)
-    ]
-
-
 def evaluate_fold(
     features: Features, fold: Fold, heads: Mapping[str, BaseEstimator], *, store: Store | None = None
 ) -> list[Evaluation]:
@@ -107,39 +77,46 @@ def evaluate_fold(
     never depends on which others were there. A head is any scikit-learn classifier. The test split takes no part in
     fitting. Raises UnknownNameError if the fold names an unknown domain.
     """
-    test = features.select(split="test", domains=fold.test_domains)
+    test = samples_to_test(features, fold)
 
     @cache
     def fitted() -> dict[str, BaseEstimator]:
-        train = features.select(split="train", domains=fold.train_domains)
-        return _fit_all(heads, train)
+        return fit_all(heads, samples_to_train(features, fold))
 
     def evaluate(method: str) -> Evaluation:
         def build(work: Path) -> dict[str, Any]:
-            head = fitted()[method]
-            represented = head.transform(test.values) if hasattr(head, "transform") else test.values
-            arrays = {"predictions": head.predict(test.values), "singular_values": singular_values(represented)}
-            write_tensors(work / "entry" / "evaluation.safetensors", arrays)
+            write_tensors(work / "entry" / "evaluation.safetensors", outcome(fitted()[method], test))
             return {"task": fold.task, "protocol": fold.protocol, "method": method}
 
         key = _evaluation_key(features, fold, heads[method])
         arrays = (store or Store()).get_or_build(EVALUATION_KIND, key, build).tensors("evaluation.safetensors")
-        settings_hash = fingerprint(_settings(heads[method]))[:12]
         return Evaluation(
-            fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"], settings_hash
-        )
+            fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"],
+            settings_hash(heads[method]),
+        )  # fmt: skip
 
     return [evaluate(method) for method in heads]
 
 
-def _fit_all(heads: Mapping[str, BaseEstimator], train: Features) -> dict[str, BaseEstimator]:
-    """Our own heads in one pass, others one by one."""
+def outcome(head: BaseEstimator, test: Features) -> dict[str, NDArray[Any]]:
+    """The `predictions` (n,) of a fitted head for the test samples and the `singular_values` of what it reads there."""
+    represented = test.values
+    if hasattr(head, "transform"):
+        represented = head.transform(test.values)
+    elif isinstance(head, Pipeline) and len(head) > 1:
+        represented = head[:-1].transform(test.values)
+    return {"predictions": head.predict(test.values), "singular_values": singular_values(represented)}
+
+
+def fit_all(heads: Mapping[str, BaseEstimator], train: Features) -> dict[str, BaseEstimator]:
+    """Clones of the heads fitted to the train samples, by method: our own in one pass, others one by one."""
     own = {method: head for method, head in heads.items() if isinstance(head, LinearProbe | MLPTune)}
-    fitted = dict(zip(own, fit_heads(train.values, train.labels, own.values()), strict=True))
-    others = {
-        method: clone(head).fit(train.values, train.labels) for method, head in heads.items() if method not in own
-    }
-    return fitted | others
+    others = {method: head for method, head in heads.items() if method not in own}
+    with warnings.catch_warnings():
+        for message in _EXPECTED_OF_FEW_SAMPLES:
+            warnings.filterwarnings("ignore", message)
+        fitted = dict(zip(own, fit_heads(train.values, train.labels, own.values()), strict=True))
+        return fitted | {method: clone(head).fit(train.values, train.labels) for method, head in others.items()}
 
 
 def is_evaluated(features: Features, fold: Fold, heads: Mapping[str, BaseEstimator], store: Store) -> bool:
@@ -150,12 +127,39 @@ def is_evaluated(features: Features, fold: Fold, heads: Mapping[str, BaseEstimat
 
 def _evaluation_key(features: Features, fold: Fold, head: BaseEstimator) -> dict[str, Any]:
     return {"arrow": "evaluate", "version": EVALUATION_VERSION, "data": features.protocol_fingerprint,
-            "train_domains": fold.train_domains, "test_domains": fold.test_domains,
-            "settings": _settings(head)}  # fmt: skip
+            "train_domains": fold.train_domains, "test_domains": fold.test_domains, **fold.draw,
+            "settings": head_settings(head)}  # fmt: skip
 
 
-def _settings(head: BaseEstimator) -> dict[str, Any]:
-    return {"head": type(head).__name__, "parameters": head.get_params()}
+def head_settings(head: BaseEstimator) -> dict[str, Any]:
+    """The class and parameters of a head as plain data, those of estimators in it (as in a Pipeline) too.
+
+    >>> head_settings(LinearProbe(epochs=3))["parameters"]["epochs"]
+    3
+    """
+    parameters = head.get_params(deep=False)
+    return {"head": type(head).__name__, "parameters": {name: _plain(value) for name, value in parameters.items()}}
+
+
+def settings_hash(head: BaseEstimator) -> str:
+    """Twelve hex digits that tell the settings of a head from others', the same in every process."""
+    return fingerprint(head_settings(head))[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A parameter without objects: estimators by their settings, functions by their names."""
+    if isinstance(value, BaseEstimator):
+        return head_settings(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    name = str(getattr(value, "__name__", "<lambda>"))
+    if callable(value) and "<" not in name:
+        return f"{getattr(value, '__module__', '')}.{name}"
+    return value
 
 
 def result_rows(evaluation: Evaluation, **context: Any) -> list[dict[str, Any]]:
@@ -163,17 +167,13 @@ def result_rows(evaluation: Evaluation, **context: Any) -> list[dict[str, Any]]:
 
     Raises InvalidInputError if a column is neither known from the evaluation nor given.
     """
-    fold = evaluation.fold
     shared = {
-        "task": fold.task,
-        "protocol": fold.protocol,
-        "train_domain": "+".join(fold.train_domains or ("all",)),
-        "test_domain": "+".join(fold.test_domains or ("all",)),
+        **context,
+        **evaluation.fold.columns,
         "method": evaluation.method,
         "n": len(evaluation.labels),
         "settings_hash": evaluation.settings_hash,
         "version": __version__,
-        **context,
     }
     missing = [column for column in RESULT_COLUMNS if column not in {*shared, "metric", "value"}]
     if missing:
@@ -185,7 +185,8 @@ def result_rows(evaluation: Evaluation, **context: Any) -> list[dict[str, Any]]:
 def sample_scores(evaluation: Evaluation, **context: Any) -> pd.DataFrame:
     """One row per test sample: its id and whether the head was right, with the columns of `context`."""
     fold = evaluation.fold
-    columns = {"task": fold.task, "protocol": fold.protocol, "method": evaluation.method, **context}
+    columns = {"task": fold.task, "protocol": fold.protocol, "method": evaluation.method,
+               "fraction": float(fold.fraction), "label_noise": float(fold.label_noise), **context}  # fmt: skip
     return pd.DataFrame({**columns, "sample": evaluation.ids, "correct": evaluation.correct})
 
 

@@ -10,6 +10,9 @@ from scipy.stats import bootstrap
 
 from nml_kit.errors import InvalidInputError
 
+# Equal in both of a pair, but for the one that is compared.
+_PAIRS = ("task", "protocol", "method", "ratio", "objective", "fraction", "label_noise", "seed", "sample")
+
 
 def bootstrap_mean(
     blocks: Sequence[NDArray[np.float64]], *, resamples: int = 2000, seed: int = 0
@@ -70,11 +73,11 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Accuracy of each value of column `of` minus that of `baseline`, on the same seeds and samples, with intervals.
 
-    `of` is "method" (baseline "LP") or "ratio" (baseline 0.0); `by` are the groups. Columns: by…, of, mean, low, high.
+    `of` is "method" (baseline "LP"), "ratio" (baseline 0.0), "fraction" or "label_noise"; `by` are the groups. Columns:
+    by…, of, mean, low, high.
     Raises InvalidInputError if the baseline does not occur, or its seeds and samples are not those of the others.
     """
-    pairs = ["task", "protocol", "method", "ratio", "seed", "sample"]
-    pairs.remove(of)
+    pairs = [column for column in _PAIRS if column in samples and column != of]
     reference = samples.loc[samples[of] == baseline].set_index(pairs)["correct"].astype(float)
     if reference.empty:
         raise InvalidInputError(f"Expected rows with {of} = {baseline!r} to compare with, but there are none.")

@@ -1,45 +1,28 @@
 """The study: every ratio and seed of a profile pre-trained, extracted, evaluated; all of it from the store if there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.base import BaseEstimator
-from tqdm import tqdm
 
-from nml_kit._processes import launched_count
-from nml_kit.datasets import Task
 from nml_kit.errors import unknown_name
-from nml_kit.evaluate import (
-    Evaluation,
-    Fold,
-    evaluate_fold,
-    in_domain_fold,
-    is_evaluated,
-    leave_one_domain_out,
-    result_rows,
-    sample_scores,
-)
-from nml_kit.features import Features, extract_features, is_extracted
+from nml_kit.evaluate import Evaluation, evaluate_fold, is_evaluated, result_rows, sample_scores
+from nml_kit.extraction import in_parallel, study_sources
+from nml_kit.extraction import study_folds as study_folds
+from nml_kit.features import Features
+from nml_kit.folds import Fold
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
-from nml_kit.origins import (
-    RANDOM_BASELINE,
-    Origin,
-    downstream_tasks,
-    is_origin_stored,
-    pretrained_backbone,
-    pretraining_task,
-)
+from nml_kit.origins import Origin
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectrum import cumulative_energy
 from nml_kit.store import Store
 
 METHODS = ("LP", "MLP", "NMTune")
+HeadMaker = Callable[[str, Profile, int], BaseEstimator]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +49,7 @@ class Study:
             for run in self.runs
             for row in result_rows(
                 run.evaluation, experiment="study", profile=self.profile.name, backbone=run.backbone,
-                fraction=1.0, **run.origin._asdict(),
+                **run.origin._asdict(),
             )
         ])  # fmt: skip
 
@@ -85,7 +68,8 @@ class Study:
         for run in self.runs:
             values, fold = run.evaluation.singular_values, run.evaluation.fold
             frames.append(pd.DataFrame({
-                "task": fold.task, "protocol": fold.protocol, "test_domain": "+".join(fold.test_domains or ("all",)),
+                "task": fold.task, "protocol": fold.protocol, "test_domain": fold.columns["test_domain"],
+                "fraction": float(fold.fraction), "label_noise": float(fold.label_noise),
                 "method": run.evaluation.method, **run.origin._asdict(),
                 "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
                 "cumulative_energy": cumulative_energy(values),
@@ -109,15 +93,20 @@ def run_study(
     profile: Profile,
     *,
     objective: Objective = "supervised",
-    methods: tuple[str, ...] = METHODS,
+    methods: Sequence[str] = METHODS,
+    fractions: Sequence[float] = (1.0,),
+    label_noise: Sequence[float] = (0.0,),
+    make: HeadMaker = make_head,
     store: Store | None = None,
     jobs: int | None = None,
     progress: bool = True,
 ) -> Study:
     """Everything the profile asks for; what the store holds is read, what is missing is made, and kept.
 
-    `objective` is that of pre-training. Networks, then heads, run in `jobs` processes (None: one per core) of one
-    thread each: results do not depend on `jobs`. Interrupted at any moment and called again, it goes on where it was.
+    `objective` is that of pre-training. Heads are trained with each of the `fractions` of the downstream train samples
+    and each ratio of `label_noise` in their labels, drawn from the seed of the pre-training; `make` gives the head of a
+    method. Networks, then heads, run in `jobs` processes (None: one per core) of one thread each: results do not depend
+    on `jobs`. Interrupted at any moment and called again, it goes on where it was.
 
     >>> from nml_kit import load_profile
     >>> smallest = {"id": ["digits"], "ood": {"icons": ["outline"]}, "train_per_class": 4}
@@ -127,19 +116,17 @@ def run_study(
     ['digits', 'icons']
     """
     store = store or Store()
-    source, tasks = pretraining_task(profile), downstream_tasks(profile)
-    # One random network is enough to tell what pre-training adds.
-    grid = [Origin(RANDOM_BASELINE, profile.seeds[0], objective)]
-    grid += [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
-    networks = [(_extract, (profile, origin, store)) for origin in grid
-                if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
-    _in_parallel(networks, jobs, "networks" if progress else "")
-    plan = list(_plan(profile, source, tasks, grid, methods, store))
-    heads = [(_fit, (fit, store)) for *_, fit in plan if not is_evaluated(*fit, store)]
-    _in_parallel(heads, jobs, "heads" if progress else "")
+    sources = study_sources(profile, objective, store=store, jobs=jobs, progress=progress)
+    draws = {"fractions": fractions, "label_noise": label_noise}
+    plan = [(source, _Fit(source.features[fold.task], fold, {
+                method: make(method, profile, source.origin.seed) for method in methods}))
+            for source in sources
+            for fold in study_folds(profile, source.features, **draws, seed=source.origin.seed)]  # fmt: skip
+    missing = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(*fit, store)]
+    in_parallel(missing, jobs, "heads" if progress else "")
     runs = tuple(
-        StudyRun(origin, backbone, evaluation)
-        for origin, backbone, fit in plan
+        StudyRun(source.origin, source.backbone, evaluation)
+        for source, fit in plan
         for evaluation in evaluate_fold(*fit, store=store)
     )
     return Study(profile, runs)
@@ -153,70 +140,6 @@ class _Fit(NamedTuple):
     heads: dict[str, BaseEstimator]
 
 
-def _in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
-    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
-    if not calls:
-        return
-    if (
-        launched_count() > 1
-    ):  # these divide each network among themselves; processes of their own would not be among them
-        jobs = 1
-    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
-        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
-        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
-            pass
-
-
-def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        function(*arguments)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _extract(profile: Profile, origin: Origin, store: Store) -> None:
-    """Pre-train one network and extract the features of all downstream tasks into the store."""
-    backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
-    for task in downstream_tasks(profile).values():
-        extract_features(task, backbone, store=store, progress=False)
-
-
-def _is_extracted(profile: Profile, source: Task, tasks: dict[str, Task], origin: Origin, store: Store) -> bool:
-    if not is_origin_stored(profile, source, origin, store=store):
-        return False
-    backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
-    return all(is_extracted(task, backbone, store=store) for task in tasks.values())
-
-
 def _fit(fit: _Fit, store: Store) -> None:
     """Fill the store; the result itself stays in the worker, the caller reads it from there."""
     evaluate_fold(*fit, store=store)
-
-
-def _plan(
-    profile: Profile,
-    source: Task,
-    tasks: dict[str, Task],
-    grid: list[Origin],
-    methods: tuple[str, ...],
-    store: Store,
-) -> Iterator[tuple[Origin, str, _Fit]]:
-    """Yield each origin, its backbone's name and the heads to train on features that the store holds."""
-    folds = list(study_folds(profile, tasks))
-    for origin in grid:
-        backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
-        features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
-        for fold in folds:
-            heads = {method: make_head(method, profile, origin.seed) for method in methods}
-            yield origin, backbone.name, _Fit(features[fold.task], fold, heads)
-
-
-def study_folds(profile: Profile, tasks: dict[str, Task]) -> Iterator[Fold]:
-    """The folds of the profile: each ID task pooled, each OOD task with one domain left out in turn."""
-    for name in profile.downstream.id:
-        yield in_domain_fold(name)
-    for name, held_out in profile.downstream.ood.items():
-        yield from leave_one_domain_out(name, tasks[name].domains.tolist(), held_out)

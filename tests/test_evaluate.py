@@ -1,24 +1,32 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import f1_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.evaluate import (
     RESULT_COLUMNS,
+    Fold,
     evaluate_fold,
+    head_settings,
     in_domain_fold,
     leave_one_domain_out,
     result_rows,
     sample_scores,
+    settings_hash,
     write_results,
 )
 from nml_kit.features import Features
 from nml_kit.heads import LinearProbe, NMTune
 
-CONTEXT = {"experiment": "e", "profile": "p", "backbone": "b", "ratio": 0.1, "objective": "supervised", "seed": 0,
-           "fraction": 1.0}  # fmt: skip
+CONTEXT = {"experiment": "e", "profile": "p", "backbone": "b", "ratio": 0.1, "objective": "supervised", "seed": 0}
 
 
 @pytest.fixture
@@ -104,6 +112,61 @@ def test_rows_are_tidy_and_complete(features, store):
     assert rows[0]["n"] == 48
     with pytest.raises(InvalidInputError, match="but seed is missing"):
         result_rows(evaluation, **{k: v for k, v in CONTEXT.items() if k != "seed"})
+
+
+def test_rows_say_what_share_of_the_samples_and_labels_the_fold_took(features, store):
+    fold = Fold("toy", "ID", fraction=0.5, label_noise=0.25)
+    [evaluation] = evaluate_fold(features, fold, {"LP": LinearProbe(epochs=1)}, store=store)
+    for row in result_rows(evaluation, **CONTEXT):
+        assert (row["fraction"], row["label_noise"]) == (0.5, 0.25)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_sample_of_each_class_is_enough_and_not_warned_of(features, store):
+    fold = Fold("toy", "ID", fraction=0.01)
+    heads = {"LP": LinearProbe(epochs=1), "ridge": RidgeClassifier()}
+    assert [len(found.predictions) for found in evaluate_fold(features, fold, heads, store=store)] == [48, 48]
+
+
+def a_pipeline():
+    steps = [("scale", StandardScaler()), ("probe", LogisticRegression(C=np.float64(0.5)))]
+    return Pipeline(steps)
+
+
+def test_a_pipeline_is_evaluated_and_its_spectrum_is_what_its_classifier_reads(features, store):
+    [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"scaled": a_pipeline()}, store=store)
+    train, test = features.select(split="train"), features.select(split="test")
+    scale = StandardScaler().fit(train.values)
+    alone = LogisticRegression(C=0.5).fit(scale.transform(train.values), train.labels)
+    np.testing.assert_array_equal(evaluation.predictions, alone.predict(scale.transform(test.values)))
+    expected = np.linalg.svd(scale.transform(test.values).astype(float), compute_uv=False)
+    np.testing.assert_allclose(evaluation.singular_values, expected, rtol=1e-5)
+
+
+def test_the_settings_of_a_pipeline_hash_to_the_same_in_another_process():
+    code = "from tests.test_evaluate import a_pipeline; from nml_kit.evaluate import settings_hash as h; "
+    there = subprocess.run([sys.executable, "-c", code + "print(h(a_pipeline()))"], capture_output=True, text=True,
+                           check=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    assert there.stdout.strip() == settings_hash(a_pipeline())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"probe__C": 2.0}, {"scale__with_mean": False}, {"scale": "passthrough"}, {"verbose": True}]
+)
+def test_every_parameter_inside_a_pipeline_counts(changed):
+    assert settings_hash(a_pipeline().set_params(**changed)) != settings_hash(a_pipeline())
+
+
+def test_a_fitted_pipeline_has_the_settings_of_an_unfitted_one(features):
+    train = features.select(split="train")
+    assert settings_hash(a_pipeline().fit(train.values, train.labels)) == settings_hash(a_pipeline())
+
+
+def test_settings_without_a_stable_name_are_refused():
+    named = FunctionTransformer(np.log1p)
+    assert head_settings(named)["parameters"]["func"].endswith("log1p")
+    with pytest.raises(InvalidInputError, match="to fingerprint"):
+        settings_hash(FunctionTransformer(lambda values: values))
 
 
 def test_sample_scores_say_who_was_right(features, store):

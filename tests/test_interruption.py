@@ -31,7 +31,7 @@ def train_extract_and_probe(root):
     head = LinearProbe(epochs=2, random_state=0)
     [evaluation] = evaluate_fold(features, in_domain_fold(task.name), {"LP": head}, store=store)
     context = {"experiment": "kill", "profile": "test", "backbone": backbone.name, "ratio": 0.2,
-               "objective": "supervised", "seed": 0, "fraction": 1.0}  # fmt: skip
+               "objective": "supervised", "seed": 0}  # fmt: skip
     return result_rows(evaluation, **context), backbone.fingerprint, np.array(features.values)
 
 

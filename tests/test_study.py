@@ -8,7 +8,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.evaluate import RESULT_COLUMNS, leave_one_domain_out
 from nml_kit.features import extract_features
+from nml_kit.folds import samples_to_train
 from nml_kit.heads import LinearProbe
+from nml_kit.intervals import paired_differences
 from nml_kit.origins import Origin, downstream_tasks, label_noise, pretrained_backbone, pretraining_task
 from nml_kit.profiles import Profile, load_profile
 from nml_kit.spectrum import singular_values
@@ -62,6 +64,27 @@ def test_a_row_is_what_the_parts_give_one_by_one(study, profile, home):
     }
     found = study.rows.query("ratio == 0.3 and seed == 1 and task == 'digits' and method == 'LP'")
     assert found.set_index("metric")["value"].to_dict() == pytest.approx(expected, rel=1e-9)
+
+
+def test_fractions_and_noisy_labels_are_the_same_samples_for_every_method_and_ratio(profile, home, study):
+    drawn = run_study(profile, methods=("LP",), fractions=(0.5, 1.0), label_noise=(0.0, 0.25), store=home, jobs=1,
+                      progress=False)  # fmt: skip
+    found = drawn.rows.groupby(["fraction", "label_noise"]).size()
+    assert found.index.tolist() == [(0.5, 0.0), (0.5, 0.25), (1.0, 0.0), (1.0, 0.25)]
+    assert found.nunique() == 1
+    whole = drawn.rows.query("fraction == 1 and label_noise == 0").reset_index(drop=True)
+    pd.testing.assert_frame_equal(whole, study.rows.query("method == 'LP'").reset_index(drop=True))
+    told = {}
+    for run in drawn.runs:
+        fold = run.evaluation.fold
+        backbone = pretrained_backbone(profile, pretraining_task(profile), run.origin, store=home, progress=False)
+        features = extract_features(downstream_tasks(profile)[fold.task], backbone, store=home, progress=False)
+        train = samples_to_train(features, fold)
+        key = (fold.task, fold.test_domains, fold.fraction, fold.label_noise, run.origin.seed)
+        told.setdefault(key, set()).add((tuple(train.ids), tuple(train.labels)))
+    assert {len(parts) for parts in told.values()} == {1}
+    changes = paired_differences(drawn.samples, "fraction", 1.0, ["protocol", "label_noise"])
+    assert changes["label_noise"].tolist() == [0.0, 0.25, 0.0, 0.25]
 
 
 def test_out_of_domain_rows_name_their_domains(study):

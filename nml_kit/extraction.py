@@ -1,0 +1,109 @@
+"""The costly first half of a study: every network of a profile pre-trained, its features extracted, side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from tqdm import tqdm
+
+from nml_kit._processes import launched_count
+from nml_kit.datasets import Task
+from nml_kit.features import Features, extract_features, is_extracted
+from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
+from nml_kit.origins import (
+    RANDOM_BASELINE,
+    Origin,
+    downstream_tasks,
+    is_origin_stored,
+    pretrained_backbone,
+    pretraining_task,
+)
+from nml_kit.profiles import Objective, Profile
+from nml_kit.store import Store
+
+
+class Source(NamedTuple):
+    """The features of all downstream tasks, by task, from one backbone."""
+
+    origin: Origin
+    backbone: str
+    features: dict[str, Features]
+
+
+def study_sources(
+    profile: Profile, objective: Objective, *, store: Store, jobs: int | None, progress: bool
+) -> list[Source]:
+    """Features of every ratio and seed of the profile, and of one random network; what the store lacks is made."""
+    task, tasks = pretraining_task(profile), downstream_tasks(profile)
+    # One random network is enough to tell what pre-training adds.
+    grid = [Origin(RANDOM_BASELINE, profile.seeds[0], objective)]
+    grid += [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
+    networks = [(_extract, (profile, origin, store)) for origin in grid
+                if not _is_extracted(profile, task, tasks, origin, store)]  # fmt: skip
+    in_parallel(networks, jobs, "networks" if progress else "")
+    sources = []
+    for origin in grid:
+        backbone = pretrained_backbone(profile, task, origin, store=store, progress=False)
+        features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
+        sources.append(Source(origin, backbone.name, features))
+    return sources
+
+
+def study_folds(
+    profile: Profile,
+    tasks: Mapping[str, Task | Features],
+    *,
+    fractions: Sequence[float] = (1.0,),
+    label_noise: Sequence[float] = (0.0,),
+    seed: int = 0,
+) -> Iterator[Fold]:
+    """The folds of the profile: each ID task pooled, each OOD task with one domain left out in turn.
+
+    Each with every fraction of the train samples and every ratio of flipped downstream labels, drawn from `seed`.
+    `tasks` are the tasks, or their features, by name.
+    """
+    folds = [in_domain_fold(name) for name in profile.downstream.id]
+    for name, held_out in profile.downstream.ood.items():
+        folds += leave_one_domain_out(name, tasks[name].domains.tolist(), held_out)
+    for fold in folds:
+        for fraction in fractions:
+            for ratio in label_noise:
+                yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
+
+
+def in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
+    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
+    if not calls:
+        return
+    if launched_count() > 1:
+        jobs = 1  # these divide each network among themselves; processes of their own would not be among them
+    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
+        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
+        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
+            pass
+
+
+def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _extract(profile: Profile, origin: Origin, store: Store) -> None:
+    """Pre-train one network and extract the features of all downstream tasks into the store."""
+    backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
+    for task in downstream_tasks(profile).values():
+        extract_features(task, backbone, store=store, progress=False)
+
+
+def _is_extracted(profile: Profile, source: Task, tasks: dict[str, Task], origin: Origin, store: Store) -> bool:
+    if not is_origin_stored(profile, source, origin, store=store):
+        return False
+    backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
+    return all(is_extracted(task, backbone, store=store) for task in tasks.values())
