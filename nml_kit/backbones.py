@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from nml_kit.errors import InvalidInputError, StoreError, unknown_name
 from nml_kit.networks import (
-    COMPACT_RESNET,
+    NETWORK_PATTERNS,
     build_network,
+    first_width,
     remove_classifier,
     seeded,
     timm_network,
@@ -23,7 +24,7 @@ from nml_kit.networks import (
 )
 from nml_kit.store import Store, fingerprint
 
-BACKBONE_PATTERNS = (COMPACT_RESNET, "nml:DIGEST", "torchvision:NAME", "timm:NAME")
+BACKBONE_PATTERNS = (*NETWORK_PATTERNS, "nml:DIGEST")
 PRETRAINED_KIND = "backbone"
 
 
@@ -118,8 +119,9 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone by name, or from any callable that maps a batch to features (B, D).
 
-    Names: "compact-resnet" (random weights from `seed`: the baseline that every task needs), "nml:DIGEST" (made by
-    `pretrain`), "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`).
+    Names: "compact-resnet" or "compact-resnet:WIDTH" (random weights from `seed`: the baseline that every task needs),
+    "nml:DIGEST" (made by `pretrain`), "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random
+    from `seed`).
     A callable that is a torch module is fingerprinted by its weights; any other one must come with
     `fingerprint_of_weights`, and gets raw inputs unless `transform` is given.
     Raises UnknownNameError for an unknown name, InvalidInputError for a callable without fingerprint.
@@ -133,7 +135,7 @@ def load_backbone(
     family, _, name = source.partition(":")
     if family == "nml":
         return _pretrained_backbone(name, store or Store())
-    if source == COMPACT_RESNET:
+    if first_width(source) is not None:
         network = build_network(source, num_classes=2, seed=seed)
         return freeze_network(source, network, transform or ImageTransform())
     if family == "torchvision":

@@ -1,10 +1,12 @@
 """Pre-training recipes: named, validated settings, light to import."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from nml_kit.errors import unknown_name
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Recipe(BaseModel):
@@ -47,6 +49,31 @@ class Recipe(BaseModel):
         if self.accumulate == 1:
             content.pop("accumulate", None)
         return content
+
+
+class ContrastiveRecipe(BaseModel):
+    """How image-text pairs are trained on: AdamW, linear warm-up, then a cosine schedule to zero.
+
+    `betas` and `eps` are those of CLIP's ResNets (Radford et al., 2021, appendix F); gains, biases and the logit scale
+    are spared from weight decay as there. `max_shift` is as in `Recipe`. A batch that is not whole is left out: the
+    loss depends on the number of pairs it compares, and all samples still have their turn, in another order each epoch.
+
+    >>> ContrastiveRecipe(epochs=3).architecture
+    'clip-compact'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = "clip-compact"
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.2, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    max_shift: int = Field(2, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 # How much noise a network memorises depends on epochs and augmentation; the study varies both together.
