@@ -52,7 +52,7 @@ class CompactResNet(nn.Module):
             blocks.append(ResidualBlock(channels, width, stride=1 if stage == 0 else 2))
             channels = width
         self.stages = nn.Sequential(*blocks)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, K) of normalised images (B, 3, H, W)."""
