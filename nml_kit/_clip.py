@@ -70,6 +70,12 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     return _tokenizer()(list(texts))
 
 
+def clip_loss(clip: Any, images: Tensor, tokens: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy of M pairs, each image against all texts and each text against all images."""
+    features = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
+    return _open_clip().ClipLoss()(*features, clip.logit_scale.exp())
+
+
 def text_embeddings(clip: Any, tokens: Tensor) -> Tensor:
     """Unit vectors (N, E) of tokenised texts."""
     device = clip.logit_scale.device

@@ -1,11 +1,12 @@
 """Pre-training recipes: named, validated settings, light to import."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from nml_kit.errors import unknown_name
+from nml_kit.errors import InvalidInputError, unknown_name
 
+AnyRecipe = TypeVar("AnyRecipe", "Recipe", "ContrastiveRecipe")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -78,16 +79,34 @@ class ContrastiveRecipe(BaseModel):
 
 # How much noise a network memorises depends on epochs and augmentation; the study varies both together.
 RECIPES = {"light": Recipe(), "memorise": Recipe(epochs=24, max_shift=0)}
+CONTRASTIVE_RECIPES = {"light": ContrastiveRecipe(), "memorise": ContrastiveRecipe(epochs=40, max_shift=0)}
 
 
-def resolve_recipe(recipe: str | Recipe) -> Recipe:
-    """The named recipe, or the given one; UnknownNameError for an unknown name.
+def resolve_recipe(recipe: str | Recipe | ContrastiveRecipe) -> Recipe:
+    """The named recipe of supervised pre-training, or the given one.
+
+    Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of contrastive pre-training.
 
     >>> resolve_recipe("memorise").epochs
     24
     """
-    if isinstance(recipe, Recipe):
+    return _resolved(recipe, Recipe, RECIPES, "label noise, for supervised pre-training")
+
+
+def resolve_contrastive_recipe(recipe: str | Recipe | ContrastiveRecipe) -> ContrastiveRecipe:
+    """The same for contrastive pre-training.
+
+    >>> resolve_contrastive_recipe("memorise").max_shift
+    0
+    """
+    return _resolved(recipe, ContrastiveRecipe, CONTRASTIVE_RECIPES, "caption noise, for contrastive pre-training")
+
+
+def _resolved(recipe: object, kind: type[AnyRecipe], known: dict[str, AnyRecipe], purpose: str) -> AnyRecipe:
+    if isinstance(recipe, kind):
         return recipe
-    if recipe not in RECIPES:
-        raise unknown_name("pre-training recipe", recipe, RECIPES)
-    return RECIPES[recipe]
+    if not isinstance(recipe, str):
+        raise InvalidInputError(f"Expected a {kind.__name__} with {purpose}, got a {type(recipe).__name__}.")
+    if recipe not in known:
+        raise unknown_name("pre-training recipe", recipe, known)
+    return known[recipe]
