@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nml_kit._processes import Processes
 from nml_kit.backbones import ImageTransform
-from nml_kit.recipes import Recipe
+from nml_kit.recipes import ContrastiveRecipe, Recipe
 
 EVALUATION_BATCH = 512
 
@@ -92,7 +92,7 @@ def _loss_sum(
         return F.cross_entropy(scores, data.labels[rows].to(device), reduction="sum")
 
 
-def learning_rate_at(epoch: float, recipe: Recipe) -> float:
+def learning_rate_at(epoch: float, recipe: Recipe | ContrastiveRecipe) -> float:
     """Linear warm-up from a tenth of the rate, then half a cosine to zero; `epoch` counts fractions of epochs."""
     warmup = min(recipe.warmup_epochs, recipe.epochs / 2)
     if epoch < warmup:

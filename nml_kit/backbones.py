@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from nml_kit._clip import CLIP_COMPACT, CLIP_PATTERNS, ImageTower, build_clip
 from nml_kit.errors import InvalidInputError, StoreError, unknown_name
 from nml_kit.networks import (
-    COMPACT_RESNET,
+    NETWORK_PATTERNS,
     build_network,
+    first_width,
     remove_classifier,
     seeded,
     timm_network,
@@ -23,7 +25,7 @@ from nml_kit.networks import (
 )
 from nml_kit.store import Store, fingerprint
 
-BACKBONE_PATTERNS = (COMPACT_RESNET, "nml:DIGEST", "torchvision:NAME", "timm:NAME")
+BACKBONE_PATTERNS = (*NETWORK_PATTERNS, *CLIP_PATTERNS, "nml:DIGEST")
 PRETRAINED_KIND = "backbone"
 
 
@@ -118,8 +120,10 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone by name, or from any callable that maps a batch to features (B, D).
 
-    Names: "compact-resnet" (random weights from `seed`: the baseline that every task needs), "nml:DIGEST" (made by
-    `pretrain`), "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`).
+    Names: "compact-resnet" or "compact-resnet:WIDTH" (random weights from `seed`: the baseline that every task needs),
+    "clip-compact" or "clip-compact:WIDTH" (the same for contrastive pre-training), "nml:DIGEST" (made by `pretrain`),
+    "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`).
+    Features of a contrastive model are the pooled output of its image network, before the projection.
     A callable that is a torch module is fingerprinted by its weights; any other one must come with
     `fingerprint_of_weights`, and gets raw inputs unless `transform` is given.
     Raises UnknownNameError for an unknown name, InvalidInputError for a callable without fingerprint.
@@ -133,9 +137,11 @@ def load_backbone(
     family, _, name = source.partition(":")
     if family == "nml":
         return _pretrained_backbone(name, store or Store())
-    if source == COMPACT_RESNET:
+    if first_width(source) is not None:
         network = build_network(source, num_classes=2, seed=seed)
         return freeze_network(source, network, transform or ImageTransform())
+    if first_width(source, CLIP_COMPACT) is not None:
+        return freeze_image_tower(source, build_clip(source, seed=seed), transform or ImageTransform())
     if family == "torchvision":
         with seeded(seed):
             network = torchvision_network(name, weights=weights)
@@ -154,6 +160,14 @@ def freeze_network(
     encoder = remove_classifier(network).eval().requires_grad_(False)
     encoder = encoder.to(memory_format=torch.channels_last)
     return Backbone(name, encoder, fingerprint_weights(encoder), transform, card=card)
+
+
+def freeze_image_tower(
+    name: str, clip: nn.Module, transform: ImageTransform, card: dict[str, Any] | None = None
+) -> Backbone:
+    """The backbone of a contrastive model, which keeps its text network for `zero_shot`."""
+    tower = ImageTower(clip).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return Backbone(name, tower, fingerprint_weights(tower), transform, card=card)
 
 
 def fingerprint_weights(network: nn.Module) -> str:
@@ -183,14 +197,20 @@ def _pretrained_backbone(digest: str, store: Store) -> Backbone:
         raise unknown_name("pre-trained backbone", digest, known)
     entry = store.open(PRETRAINED_KIND, matches[0])
     card = entry.card
-    network = build_network(card["recipe"]["architecture"], num_classes=card["num_classes"], seed=0)
+    architecture, contrastive = card["recipe"]["architecture"], card.get("objective") == "contrastive"
+    network = (
+        build_clip(architecture, seed=0)
+        if contrastive
+        else build_network(architecture, num_classes=card["num_classes"], seed=0)
+    )
     state = {name: torch.from_numpy(np.array(values)) for name, values in entry.tensors("weights.safetensors").items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise StoreError(f"{entry.path}: the weights do not fit {card['recipe']['architecture']}: {error}") from error
+        raise StoreError(f"{entry.path}: the weights do not fit {architecture}: {error}") from error
     transform = TypeAdapter(ImageTransform).validate_python(card["transform"])
-    return freeze_network(f"nml:{entry.digest[:12]}", network, transform, card)
+    freeze = freeze_image_tower if contrastive else freeze_network
+    return freeze(f"nml:{entry.digest[:12]}", network, transform, card)
 
 
 def _torchvision_transform(name: str, weights: str | None) -> ImageTransform:

@@ -1,5 +1,6 @@
 """Networks that pre-training builds and backbones load: a compact ResNet for 32×32 images, torchvision, timm."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from nml_kit.errors import InvalidInputError, MissingDependencyError, unknown_name
 
 COMPACT_RESNET = "compact-resnet"
+_DEFAULT_WIDTH = 32
+NETWORK_PATTERNS = (COMPACT_RESNET, f"{COMPACT_RESNET}:WIDTH (a multiple of 8)", "torchvision:NAME", "timm:NAME")
 
 
 class ResidualBlock(nn.Module):
@@ -49,11 +52,32 @@ class CompactResNet(nn.Module):
             blocks.append(ResidualBlock(channels, width, stride=1 if stage == 0 else 2))
             channels = width
         self.stages = nn.Sequential(*blocks)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, K) of normalised images (B, 3, H, W)."""
         return self.fc(self.stages(self.stem(x)).mean(dim=(2, 3)))
+
+
+def first_width(architecture: str, base: str = COMPACT_RESNET) -> int | None:
+    """Channels of the first of the four stages in the architecture `base` (32) or "`base`:WIDTH"; None for other names.
+
+    >>> first_width("compact-resnet"), first_width("compact-resnet:24"), first_width("compact-resnet:20")
+    (32, 24, None)
+    """
+    if architecture == base:
+        return _DEFAULT_WIDTH
+    found = re.fullmatch(rf"{re.escape(base)}:([1-9][0-9]*)", architecture)
+    return int(found[1]) if found and int(found[1]) % 8 == 0 else None
+
+
+def stage_widths(first: int) -> tuple[int, ...]:
+    """Channels of the stages: each has twice those of the one before.
+
+    >>> stage_widths(24)
+    (24, 48, 96, 192)
+    """
+    return tuple(first * 2**stage for stage in range(4))
 
 
 @contextmanager
@@ -67,6 +91,8 @@ def seeded(seed: int) -> Iterator[None]:
 def build_network(architecture: str, *, num_classes: int, seed: int) -> nn.Module:
     """A randomly initialised classifier: "compact-resnet", "torchvision:NAME" or "timm:NAME".
 
+    "compact-resnet:24" has stages of 24, 48, 96 and 192 channels instead of 32 to 256, and so on for multiples of 8.
+
     Raises UnknownNameError for an unknown name, MissingDependencyError if its library is not installed.
 
     >>> type(build_network("compact-resnet", num_classes=5, seed=0)).__name__
@@ -74,13 +100,13 @@ def build_network(architecture: str, *, num_classes: int, seed: int) -> nn.Modul
     """
     family, _, name = architecture.partition(":")
     with seeded(seed):
-        if architecture == COMPACT_RESNET:
-            return CompactResNet(num_classes)
+        if (first := first_width(architecture)) is not None:
+            return CompactResNet(num_classes, stage_widths(first))
         if family == "torchvision":
             return torchvision_network(name, weights=None, num_classes=num_classes)
         if family == "timm":
             return timm_network(name, pretrained=False, num_classes=num_classes)
-    raise unknown_name("architecture", architecture, [COMPACT_RESNET, "torchvision:NAME", "timm:NAME"])
+    raise unknown_name("architecture", architecture, NETWORK_PATTERNS)
 
 
 def torchvision_network(name: str, *, weights: str | None, num_classes: int = 1000) -> nn.Module:

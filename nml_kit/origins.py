@@ -1,15 +1,17 @@
 """Where features come from: the pre-training task and its noise, the backbone of a ratio and seed, the tasks."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
+from nml_kit._pretraining import standardising_transform
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.datasets import Task, load_task
-from nml_kit.errors import InvalidInputError
-from nml_kit.noise import LabelNoise, inject_label_noise
-from nml_kit.pretrain import is_pretrained, pretrain, standardising_transform
+from nml_kit.errors import unknown_name
+from nml_kit.noise import CaptionNoise, LabelNoise, inject_caption_noise, inject_label_noise
+from nml_kit.pretrain import is_pretrained, pretrain
 from nml_kit.profiles import Objective, Profile
+from nml_kit.recipes import ContrastiveRecipe, Recipe
 from nml_kit.store import Store
 
 RANDOM_BASELINE = float("nan")
@@ -43,27 +45,43 @@ def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelN
     )
 
 
+def caption_noise(task: Task, ratio: float, seed: int) -> CaptionNoise:
+    """Exchange among the task's train captions; who takes part is nested over ratios for one seed."""
+    train = task.select(split="train")
+    return inject_caption_noise(train.captions.tolist(), ratio, seed=seed, ids=train.ids)
+
+
 def pretrained_backbone(
     profile: Profile, task: Task, origin: Origin, *, store: Store | None = None, progress: bool = True
 ) -> Backbone:
-    """The backbone of one origin, pre-trained on `task` unless the store holds it."""
-    _require_supervised(origin)
+    """The backbone of one origin, pre-trained on `task` unless the store holds it.
+
+    The randomly initialised baseline of an objective is its network at the start, with the transform of training.
+    Raises UnknownNameError for an unknown objective.
+    """
+    recipe = _recipe(profile, origin)
     if np.isnan(origin.ratio):
         transform = standardising_transform(task.select(split="train"))
-        return load_backbone(profile.recipe.architecture, seed=origin.seed, transform=transform)
-    noise = label_noise(profile, task, origin.ratio, origin.seed)
-    return pretrain(task, noise, recipe=profile.recipe, seed=origin.seed, store=store, progress=progress)
+        return load_backbone(recipe.architecture, seed=origin.seed, transform=transform)
+    noise = _noise(profile, task, origin)
+    return pretrain(task, noise, recipe=recipe, seed=origin.seed, store=store, progress=progress)
 
 
 def is_origin_stored(profile: Profile, task: Task, origin: Origin, *, store: Store) -> bool:
     """Whether `pretrained_backbone` would train nothing."""
-    _require_supervised(origin)
+    recipe = _recipe(profile, origin)
     if np.isnan(origin.ratio):
         return True
-    noise = label_noise(profile, task, origin.ratio, origin.seed)
-    return is_pretrained(task, noise, recipe=profile.recipe, seed=origin.seed, store=store)
+    return is_pretrained(task, _noise(profile, task, origin), recipe=recipe, seed=origin.seed, store=store)
 
 
-def _require_supervised(origin: Origin) -> None:
-    if origin.objective != "supervised":
-        raise InvalidInputError(f"Expected objective 'supervised', got {origin.objective!r}.")
+def _recipe(profile: Profile, origin: Origin) -> Recipe | ContrastiveRecipe:
+    if origin.objective not in get_args(Objective):
+        raise unknown_name("objective", origin.objective, get_args(Objective))
+    return profile.contrastive if origin.objective == "contrastive" else profile.recipe
+
+
+def _noise(profile: Profile, task: Task, origin: Origin) -> LabelNoise | CaptionNoise:
+    if origin.objective == "contrastive":
+        return caption_noise(task, origin.ratio, origin.seed)
+    return label_noise(profile, task, origin.ratio, origin.seed)

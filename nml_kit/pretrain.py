@@ -1,16 +1,26 @@
-"""Supervised pre-training on noisy labels: seeded, checkpointed every epoch, resumable to the bit on a CPU."""
+"""Pre-training on noisy labels or captions: seeded, checkpointed every epoch, resumable to the bit on a CPU."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
+from nml_kit._pretraining import (
+    WEIGHTS,
+    History,
+    pretraining_card,
+    read_checkpoint,
+    standardising_transform,
+    write_checkpoint,
+    write_weights,
+)
 from nml_kit._processes import Processes, launched_processes
 from nml_kit._sgd import (
     PreparedImages,
@@ -21,17 +31,18 @@ from nml_kit._sgd import (
     train_epoch,
 )
 from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone
+from nml_kit.contrastive import contrastive_key, train_contrastive
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError
-from nml_kit.files import read_tensors, write_tensors
 from nml_kit.networks import build_network
-from nml_kit.noise import LabelNoise
-from nml_kit.recipes import Recipe, resolve_recipe
+from nml_kit.noise import CaptionNoise, LabelNoise
+from nml_kit.recipes import ContrastiveRecipe, Recipe, resolve_contrastive_recipe, resolve_recipe
 from nml_kit.records import noise_fingerprint
 from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
 PRETRAIN_VERSION = 1
+Trainer = Callable[[Path, Processes, bool], tuple[ImageTransform, History]]
 
 
 @dataclass
@@ -44,28 +55,32 @@ class _Run:
     train: PreparedImages
     test: PreparedImages
     flipped: PreparedImages
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: History = field(default_factory=list)
 
 
 def pretrain(
     task: Task,
-    noise: LabelNoise,
+    noise: LabelNoise | CaptionNoise,
     *,
-    recipe: str | Recipe = "light",
+    recipe: str | Recipe | ContrastiveRecipe = "light",
     seed: int,
     store: Store | None = None,
     progress: bool = True,
 ) -> Backbone:
-    """The backbone pre-trained on the noisy labels of the task's train split: read from the store, or trained.
+    """The backbone pre-trained on noisy labels or captions of the task's train split: from the store, or trained.
 
-    `noise.clean` must equal the train labels (n,), in order. The result's `card` holds the recipe, the fingerprint
-    of the noise record and, per epoch, the loss, the accuracy on the clean test split and the share of flipped
-    labels that the network predicts (memorised); all are fractions. Killed at any moment and called again, it goes
-    on from the last whole epoch and gives the same weights, to the bit on a CPU.
-    Several processes that `torchrun` or `accelerate launch` started divide each batch of the recipe, statistics of
-    batch normalisation included, and give what one gives up to rounding; the device is a GPU if there is one.
-    Raises InvalidInputError if the noise record belongs to other labels, UnknownNameError for an unknown recipe,
-    ProcessFailedError for an error in another process.
+    Label noise: supervised pre-training by a `Recipe`; `noise.clean` must equal the train labels (n,), in order.
+    Caption noise: contrastive pre-training on pairs of image and caption by a `ContrastiveRecipe`; `noise.clean` must
+    equal the train captions (n,). The result's `card` holds the objective, the recipe, the fingerprint of the noise
+    record and, per epoch, the loss, the accuracy on the clean test split (contrastive: zero-shot) and what is
+    memorised: the share of flipped labels that the network predicts, or of the exchanged captions, the share that is
+    nearer to the image than its own one; all are fractions. Killed at any moment and called again, it goes on from the
+    last whole epoch and gives the same weights, to the bit on a CPU.
+    Several processes that `torchrun` or `accelerate launch` started divide each batch of a supervised recipe,
+    statistics of batch normalisation included, and give what one gives up to rounding; the device is a GPU if there is
+    one. Contrastive pre-training runs in one process.
+    Raises InvalidInputError if the noise record belongs to other labels or captions, the recipe to the other objective,
+    UnknownNameError for an unknown recipe, ProcessFailedError for an error in another process.
     Source: the paper's section 2 (one network from scratch per noise ratio).
 
     >>> from nml_kit import Recipe, inject_label_noise, load_task
@@ -75,31 +90,43 @@ def pretrain(
     >>> backbone.card["noise"]["requested_ratio"], len(backbone.card["history"])
     (0.1, 1)
     """
-    recipe, processes = resolve_recipe(recipe), launched_processes()
-    train, test = task.select(split="train"), task.select(split="test")
+    key, chosen, train = _arrow(task, noise, recipe, seed)
+    processes = launched_processes()
 
     def build(work: Path) -> dict[str, Any]:
-        checkpoint = work / "checkpoint.safetensors"
-        with processes.agreed():
-            run, transform = _start(train, test, noise, recipe, seed, processes)
-            if checkpoint.exists():
-                _restore(run, checkpoint)
-        _train(run, recipe, seed, checkpoint, f"γ={noise.requested_ratio:g}", progress)
-        if processes.leads:
-            write_tensors(work / "entry" / "weights.safetensors", _arrays(run.network.state_dict()))
-        return _card(task, noise, recipe, seed, transform) | {"history": run.history}
+        transform, history = train(work, processes, progress)
+        return pretraining_card(task, noise, chosen, seed, transform) | {"history": history}
 
     store = store or Store()
-    entry = processes.get_or_build(store, PRETRAINED_KIND, _pretraining_key(task, noise, recipe, seed), build)
+    entry = processes.get_or_build(store, PRETRAINED_KIND, key, build)
     return load_backbone(f"nml:{entry.digest}", store=store)
 
 
-def is_pretrained(task: Task, noise: LabelNoise, *, recipe: str | Recipe, seed: int, store: Store) -> bool:
+def is_pretrained(
+    task: Task,
+    noise: LabelNoise | CaptionNoise,
+    *,
+    recipe: str | Recipe | ContrastiveRecipe,
+    seed: int,
+    store: Store,
+) -> bool:
     """Whether `pretrain` would find its result in the store."""
-    return store.find(PRETRAINED_KIND, _pretraining_key(task, noise, resolve_recipe(recipe), seed)) is not None
+    key, *_ = _arrow(task, noise, recipe, seed)
+    return store.find(PRETRAINED_KIND, key) is not None
 
 
-def _pretraining_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _arrow(
+    task: Task, noise: LabelNoise | CaptionNoise, recipe: str | Recipe | ContrastiveRecipe, seed: int
+) -> tuple[dict[str, Any], Recipe | ContrastiveRecipe, Trainer]:
+    """The key, the recipe and the training that the kind of noise asks for."""
+    if isinstance(noise, CaptionNoise):
+        pairs = resolve_contrastive_recipe(recipe)
+        return contrastive_key(task, noise, pairs, seed), pairs, partial(train_contrastive, task, noise, pairs, seed)
+    labels = resolve_recipe(recipe)
+    return _supervised_key(task, noise, labels, seed), labels, partial(_train_supervised, task, noise, labels, seed)
+
+
+def _supervised_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> dict[str, Any]:
     train, test = task.select(split="train"), task.select(split="test")
     if task.image_data is None or not np.array_equal(noise.clean, train.labels):
         came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other labels"
@@ -110,6 +137,22 @@ def _pretraining_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -
     return {"arrow": "pretrain", "version": PRETRAIN_VERSION, "train": train.fingerprint, "test": test.fingerprint,
             "test_labels": test.labels, "num_classes": task.num_classes, "noise": noise_fingerprint(noise),
             "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
+
+
+def _train_supervised(
+    task: Task, noise: LabelNoise, recipe: Recipe, seed: int, work: Path, processes: Processes, progress: bool
+) -> tuple[ImageTransform, History]:
+    """Train from the checkpoint in `work`, if there is one, and leave the weights in `work / "entry"`."""
+    checkpoint = work / "checkpoint.safetensors"
+    with processes.agreed():
+        train, test = task.select(split="train"), task.select(split="test")
+        run, transform = _start(train, test, noise, recipe, seed, processes)
+        if checkpoint.exists():
+            _restore(run, checkpoint)
+    _train(run, recipe, seed, checkpoint, f"γ={noise.requested_ratio:g}", progress)
+    if processes.leads:
+        write_weights(work / "entry" / WEIGHTS, run.network.state_dict())
+    return transform, run.history
 
 
 def _start(
@@ -152,41 +195,11 @@ def _train(run: _Run, recipe: Recipe, seed: int, checkpoint: Path, label: str, p
 
 
 def _save(run: _Run, checkpoint: Path) -> None:
-    arrays = _arrays(run.network.state_dict(), "network.")
-    arrays |= _arrays(momentum_buffers(run.network, run.optimizer), "momentum.")
-    history = np.frombuffer(json.dumps(run.history).encode(), dtype=np.uint8)
-    write_tensors(checkpoint, arrays | {"history": history})
+    parts = {"network": run.network.state_dict(), "momentum": momentum_buffers(run.network, run.optimizer)}
+    write_checkpoint(checkpoint, parts, run.history)
 
 
 def _restore(run: _Run, checkpoint: Path) -> None:
-    arrays = read_tensors(checkpoint)
-    run.history[:] = json.loads(arrays.pop("history").tobytes())
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "momentum": {}}
-    for name, values in arrays.items():
-        part, _, parameter = name.partition(".")
-        parts[part][parameter] = torch.from_numpy(values)
+    parts, run.history[:] = read_checkpoint(checkpoint)
     run.network.load_state_dict(parts["network"])
     restore_momentum(run.network, run.optimizer, parts["momentum"])
-
-
-def _arrays(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
-    return {prefix + name: tensor.detach().contiguous().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def standardising_transform(train: Task) -> ImageTransform:
-    """Zero mean and unit variance per channel over the train images, rounded to be readable in the card."""
-    pixels = np.asarray(train.images).reshape(-1, 3) / 255
-    mean, std = pixels.mean(axis=0).round(4).tolist(), pixels.std(axis=0).round(4).tolist()
-    return ImageTransform(mean=tuple(mean), std=tuple(max(value, 1e-3) for value in std))
-
-
-def _card(task: Task, noise: LabelNoise, recipe: Recipe, seed: int, transform: ImageTransform) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "num_classes": task.num_classes,
-        "recipe": recipe.model_dump(),
-        "seed": seed,
-        "noise": {"fingerprint": noise_fingerprint(noise), "kind": noise.kind, "seed": noise.seed,
-                  "requested_ratio": noise.requested_ratio, "realised_ratio": noise.realised_ratio},
-        "transform": asdict(transform),
-    }  # fmt: skip

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nml_kit._yaml import read_yaml
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.recipes import Recipe
+from nml_kit.recipes import ContrastiveRecipe, Recipe
 
 Objective = Literal["supervised", "contrastive"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -51,6 +51,7 @@ class Profile(BaseModel):
     noise: Literal["uniform", "asymmetric"] = "uniform"
     pretraining: PretrainingData = PretrainingData()
     recipe: Recipe = Recipe()
+    contrastive: ContrastiveRecipe = ContrastiveRecipe()
     downstream: DownstreamData
     head_recipe: Literal["paper", "reference"] = "paper"
     head_epochs: int = Field(30, ge=1)

@@ -20,6 +20,24 @@ def test_compact_resnet_costs_what_its_docstring_says():
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(1.2, abs=0.05)
 
 
+@pytest.mark.parametrize(("name", "dimension"), [("compact-resnet:24", 192), ("compact-resnet:32", 256)])
+def test_width_of_the_first_stage_sets_all_of_them(name, dimension):
+    backbone = load_backbone(name, seed=0)
+    assert backbone(IMAGES).shape == (3, dimension)
+    assert (backbone.fingerprint == load_backbone("compact-resnet", seed=0).fingerprint) == (dimension == 256)
+    network = build_network(name, num_classes=7, seed=0)
+    assert [block.conv1.out_channels for block in network.stages] == [dimension // 8 * 2**k for k in range(4)]
+    assert network.stem[0].out_channels == dimension // 8
+
+
+@pytest.mark.parametrize("name", ["compact-resnet:20", "compact-resnet:0", "compact-resnet:", "compact-resnet:-8"])
+def test_a_width_that_is_no_multiple_of_eight_is_refused(name):
+    with pytest.raises(UnknownNameError, match=rf"'{name}': did you mean .*Known: .*compact-resnet:WIDTH \(a multiple"):
+        load_backbone(name)
+    with pytest.raises(UnknownNameError, match="Unknown architecture"):
+        build_network(name, num_classes=2, seed=0)
+
+
 def test_random_backbone_depends_on_its_seed_alone():
     before = torch.get_rng_state()
     first, again, other = (load_backbone("compact-resnet", seed=seed) for seed in (0, 0, 1))

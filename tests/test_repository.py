@@ -23,12 +23,13 @@ LAYERS = (
     "_subset_spectra",
     "spectrum",
     "records datasets networks _head_optimizer recipes _batch_statistics",
-    "_head_training",
+    "_head_training _clip",
     "_head_fitting",
     "heads exact_probe",
     "backbones",
     "_processes",
-    "_sgd",
+    "_sgd _pretraining",
+    "contrastive",
     "pretrain features",
     "folds profiles",
     "evaluate",
@@ -49,7 +50,7 @@ LAYERS = (
 )
 ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
                "_workspace")  # fmt: skip
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -1,0 +1,125 @@
+"""open_clip's CLIP model around our compact ResNet, built from the configuration in this package.
+
+N images or texts, E dimensions of the space that they share.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nml_kit.errors import unknown_name
+from nml_kit.networks import CompactResNet, first_width, missing_models_extra, seeded, stage_widths
+
+CLIP_COMPACT = "clip-compact"
+CLIP_PATTERNS = (CLIP_COMPACT, f"{CLIP_COMPACT}:WIDTH (a multiple of 8)")
+_CONFIGS = Path(__file__).parent / "open_clip_configs"
+_TEXTS_AT_ONCE = 512
+
+
+class ImageTower(nn.Module):
+    """A CLIP model as an encoder of images: the pooled output (N, D) of its image network, before the projection."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.clip.visual.trunk(images)
+
+
+class _TimmCompactResNet(CompactResNet):
+    """The compact ResNet without its classifier, with what open_clip asks of an image network of timm."""
+
+    default_cfg: dict[str, Any] = {"pool_size": None}  # noqa: RUF012 (timm's convention)
+
+    def __init__(self, first: int) -> None:
+        super().__init__(num_classes=1, widths=stage_widths(first))
+        self.num_features = stage_widths(first)[-1]
+        self.reset_classifier(0)
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+        """Return pooled features, the only thing asked for here."""
+        self.fc = nn.Identity()
+
+
+def build_clip(architecture: str, *, seed: int) -> Any:
+    """A randomly initialised open_clip model: "clip-compact", or "clip-compact:WIDTH" with another image network.
+
+    The image network is `CompactResNet` of that first width; the text network is a small transformer on open_clip's
+    own tokens. Raises UnknownNameError for an unknown name, MissingDependencyError if open_clip is not installed.
+
+    >>> sum(p.numel() for p in build_clip("clip-compact", seed=0).visual.trunk.parameters()) // 1000
+    1226
+    """
+    first = first_width(architecture, CLIP_COMPACT)
+    if first is None:
+        raise unknown_name("contrastive architecture", architecture, CLIP_PATTERNS)
+    open_clip = _open_clip()
+    config = open_clip.get_model_config(CLIP_COMPACT)
+    config["vision_cfg"]["timm_model_name"] = _register_with_timm(first)
+    with seeded(seed):
+        return open_clip.CLIP(**config)
+
+
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """Tokens (N, context length) int64 of texts, by open_clip's tokenizer; what is too long is cut off."""
+    return _tokenizer()(list(texts))
+
+
+def clip_loss(clip: Any, images: Tensor, tokens: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy of M pairs, each image against all texts and each text against all images."""
+    features = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
+    return _open_clip().ClipLoss()(*features, clip.logit_scale.exp())
+
+
+def text_embeddings(clip: Any, tokens: Tensor) -> Tensor:
+    """Unit vectors (N, E) of tokenised texts."""
+    device = clip.logit_scale.device
+    parts = [clip.encode_text(part.to(device), normalize=True) for part in tokens.split(_TEXTS_AT_ONCE)]
+    return torch.cat(parts).float()
+
+
+def class_embeddings(clip: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Unit vectors (K, E): per class the mean over `templates` of the unit vectors of the texts, normalised again.
+
+    Source: Radford et al. (2021), section 3.1.4 (prompt ensembling); open_clip's `build_zero_shot_classifier`.
+    """
+    weights = _open_clip().build_zero_shot_classifier(
+        clip, _tokenizer(), class_names, templates, num_classes_per_batch=64, device=clip.logit_scale.device
+    )
+    return weights.T.float()
+
+
+@cache
+def _open_clip() -> Any:
+    """open_clip, which knows the configurations of this package after that."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise missing_models_extra("open_clip_torch") from error
+    open_clip.add_model_config(_CONFIGS)
+    return open_clip
+
+
+@cache
+def _tokenizer() -> Any:
+    return _open_clip().get_tokenizer(CLIP_COMPACT)
+
+
+def _register_with_timm(first: int) -> str:
+    """The name by which timm, and so open_clip, makes the compact ResNet of that first width."""
+    import timm
+
+    name = f"nml_compact_resnet_{first}"
+    if not timm.is_model(name):
+
+        def build(pretrained: bool = False, **_: Any) -> nn.Module:
+            return _TimmCompactResNet(first)
+
+        build.__name__ = name
+        timm.models.register_model(build)
+    return name
