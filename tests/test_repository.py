@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors _kernel_output _kernel_parent",
-    "files _yaml _fingerprint noise _workspace _feature_rows intervals",
+    "files _yaml _fingerprint noise _workspace _feature_rows intervals _claim_tests",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
     "_subset_spectra",
@@ -36,6 +36,10 @@ LAYERS = (
     "origins look",
     "extraction",
     "study",
+    "_claim_cells",
+    "_claim_parts",
+    "_claim_results",
+    "claims",
     "tables",
     "plots",
     "export parameters _kernels summary",
