@@ -1,0 +1,59 @@
+"""One notebook executed in the profile of seconds, and what came out of it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+
+from nml_kit import batch, suites
+from nml_kit.export import PLOTLY_MIME
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """The run directory of a notebook and the store it filled, `home`."""
+
+    run_dir: Path
+    home: Path
+
+    @property
+    def outputs(self) -> list[nbformat.NotebookNode]:
+        notebook = nbformat.read(self.run_dir / "notebook.ipynb", as_version=4)
+        return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+    @property
+    def said(self) -> str:
+        """All sentences that the notebook computed."""
+        return "\n".join(o.data["text/markdown"] for o in self.outputs if "text/markdown" in o.get("data", {}))
+
+    @property
+    def titles(self) -> list[str]:
+        figures = [o.data[PLOTLY_MIME] for o in self.outputs if PLOTLY_MIME in o.get("data", {})]
+        return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in figures]
+
+    def table(self, name: str = "rows") -> pd.DataFrame:
+        return pd.read_parquet(self.run_dir / f"{name}.parquet")
+
+    def check_page(self, figures: int) -> None:
+        """As many titled figures as expected, each on the page too; nothing warned of."""
+        assert len(self.titles) == figures
+        assert all(self.titles)
+        text = "\n".join(output.text for output in self.outputs if output.output_type == "stream")
+        assert not re.search(r"warning|error|traceback", text, re.IGNORECASE), text
+        assert (self.run_dir / "notebook.html").read_text().count("<figure role=") == figures
+
+
+def run_notebook(name: str, root: Path, **params: Any) -> NotebookRun:
+    """Run a notebook of the repository in profile "smoke" with a store of its own below `root`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NML_HOME", str(root / "home"))
+        plan = suites.plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile="smoke", params=params)
+        (result,) = batch.run_suite(plan)
+    assert (result.exit_code, result.error) == (0, "")
+    return NotebookRun(root / "smoke" / name, root / "home")

@@ -1,0 +1,129 @@
+"""Figures of spectra and of the study: what they draw, in which order, and what they refuse."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nml_kit import plots_spectra, plots_study
+from nml_kit.errors import InvalidInputError
+from nml_kit.look import ratio_color
+from nml_kit.spectrum_families import family_spectra, family_table
+
+RATIOS = (0.0, 0.1, 0.3)
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def grid(**columns) -> pd.DataFrame:
+    return pd.MultiIndex.from_product(columns.values(), names=list(columns)).to_frame(index=False)
+
+
+def with_bands(frame: pd.DataFrame) -> pd.DataFrame:
+    mean = 1.0 + np.arange(len(frame))
+    return frame.assign(mean=mean, low=mean - 0.5, high=mean + 0.5)
+
+
+def values() -> pd.DataFrame:
+    frame = grid(metric=["sve", "lsvr", HOSTILE], ratio=RATIOS, seed=[0, 1])
+    return frame.assign(value=np.arange(len(frame)) / 7)
+
+
+def choices() -> pd.DataFrame:
+    return with_bands(grid(metric=["sve", "lsvr"], choice=["test", HOSTILE], ratio=RATIOS))
+
+
+def sizes() -> pd.DataFrame:
+    return with_bands(grid(metric=["sve", "lsvr"], ratio=RATIOS, n=[400, 100, 200]))
+
+
+def atlas() -> pd.DataFrame:
+    frame = grid(panel=["ID · icons", HOSTILE], ratio=RATIOS, index=np.arange(1, 6))
+    return frame.assign(share=1 / frame["index"] ** 2)
+
+
+def changes() -> pd.DataFrame:
+    return with_bands(grid(quantity=["SVE (nats)", "accuracy"], panel=["ID · icons", HOSTILE], variant=["a", HOSTILE]))
+
+
+def probabilities() -> pd.DataFrame:
+    frame = grid(task=["icons", HOSTILE], protocol=["ID", "OOD"], ratio=RATIOS)
+    return frame.assign(probability=np.tile([0.2, 0.5, 0.3], 4))
+
+
+FIGURES = [
+    (plots_spectra.metrics_against_ratio, values, ["metric", "ratio", "seed", "value"], {}),
+    (plots_spectra.metric_by_choice, choices, ["metric", "choice", "ratio", "mean", "low", "high"], {}),
+    (plots_spectra.metric_against_size, sizes, ["metric", "ratio", "n", "mean", "low", "high"], {}),
+    (plots_spectra.spectra_atlas, atlas, ["panel", "ratio", "index", "share"], {}),
+    (plots_spectra.changes_by_variant, changes, ["quantity", "panel", "variant", "mean", "low", "high"],
+     {"legend": "Kind"}),
+    (plots_study.best_ratio_probabilities, probabilities, ["task", "protocol", "ratio", "probability"], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("draw", "make", "columns", "more"), FIGURES)
+def test_missing_columns_are_listed_and_texts_are_never_markup(draw, make, columns, more):
+    frame = make()
+    for column in columns:
+        with pytest.raises(InvalidInputError, match=rf"missing: {column} \(got: "):
+            draw(frame.drop(columns=column), title="t", **more)
+    with pytest.raises(InvalidInputError, match="got an empty table"):
+        draw(frame.iloc[:0], title="t", **more)
+    figure = draw(frame, title=HOSTILE, **more)
+    assert HOSTILE not in figure.to_json().encode().decode("unicode_escape")
+    assert figure.layout.template.layout.font.size == 13
+
+
+def test_metrics_show_each_seed_and_the_mean():
+    figure = plots_spectra.metrics_against_ratio(values(), title="t")
+    sve = values().query("metric == 'sve'")
+    assert list(figure.data[0].y) == sve.query("seed == 0")["value"].tolist()
+    assert list(figure.data[2].y) == pytest.approx(sve.groupby("ratio")["value"].mean().tolist())
+    assert len(figure.data) == 9
+
+
+def test_choices_join_their_lowest_and_highest_ratio():
+    figure = plots_spectra.metric_by_choice(choices(), title="t")
+    part = choices().query("metric == 'sve' and choice == 'test'")["mean"]
+    assert list(figure.data[0].x) == [part.min(), part.max()]
+    names = [trace.name for trace in figure.data if trace.showlegend]
+    assert names == ["0 %", "10 %", "30 %"]
+
+
+def test_sizes_are_in_order_whatever_the_order_of_the_rows():
+    figure = plots_spectra.metric_against_size(sizes(), title="t")
+    line = figure.data[1]
+    assert (list(line.x), list(line.y)) == ([100, 200, 400], [2.0, 3.0, 1.0])
+    assert line.line.color == ratio_color(0.0)
+
+
+def test_atlas_has_a_panel_per_name_and_one_scale():
+    figure = plots_spectra.spectra_atlas(atlas(), title="t")
+    assert len(figure.data) == 6
+    assert figure.layout.annotations[0].text == "ID · icons"
+    assert len({axis.range for axis in figure.select_yaxes()}) == 1
+
+
+def test_variants_are_dodged_about_their_row():
+    figure = plots_spectra.changes_by_variant(changes(), title="t", legend="Kind")
+    rows = [np.round(trace.y).tolist() for trace in figure.data]
+    assert all(row == [1.0, 0.0] or row == [0.0, 1.0] for row in rows)
+    one = plots_spectra.changes_by_variant(changes().query("variant == 'a'"), title="t", legend="Kind")
+    assert not one.layout.showlegend
+
+
+def test_plane_bounds_the_points_by_the_families():
+    points = pd.DataFrame({"ratio": RATIOS, "lsvr": [1.0, 1.1, 1.2], "sve": [2.0, 2.1, 2.2]})
+    measured = atlas().query("panel == 'ID · icons'")
+    figure = plots_spectra.sve_lsvr_plane(family_table(16), family_spectra(1.0, 16), points, measured, title="t")
+    assert [trace.name for trace in figure.data if trace.showlegend][:3] == family_table(16)["family"].unique().tolist()
+    markers = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [float(trace.y[0]) for trace in markers] == [2.0, 2.1, 2.2]
+    with pytest.raises(InvalidInputError, match="missing: sve"):
+        plots_spectra.sve_lsvr_plane(family_table(16), family_spectra(1.0, 16), points.drop(columns="sve"), measured,
+                                     title="t")  # fmt: skip
+
+
+def test_probabilities_are_cells_in_the_order_of_the_ratios():
+    figure = plots_study.best_ratio_probabilities(probabilities().sample(frac=1, random_state=0), title="t")
+    assert list(figure.data[0].x) == ["0 %", "10 %", "30 %"]
+    assert np.asarray(figure.data[0].z).tolist() == [[0.2, 0.5, 0.3]] * 4
