@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors _kernel_output _kernel_parent",
-    "files _yaml _fingerprint noise _workspace _feature_rows intervals best_ratio",
+    "files _yaml _fingerprint noise _workspace _feature_rows intervals best_ratio class_similarity",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
     "_subset_spectra",
@@ -34,6 +34,7 @@ LAYERS = (
     "origins look",
     "study",
     "tables spectra_tables",
+    "variants",
     "plots plots_spectra plots_study",
     "export parameters _kernels summary",
     "suites status",
