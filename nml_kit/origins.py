@@ -1,11 +1,14 @@
 """Where features come from: the pre-training task and its noise, the backbone of a ratio and seed, the tasks."""
 
+from functools import lru_cache
 from typing import NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nml_kit._pretraining import standardising_transform
 from nml_kit.backbones import Backbone, load_backbone
+from nml_kit.class_similarity import similarity_transition
 from nml_kit.datasets import Task, load_task
 from nml_kit.errors import unknown_name
 from nml_kit.noise import CaptionNoise, LabelNoise, inject_caption_noise, inject_label_noise
@@ -38,11 +41,29 @@ def downstream_tasks(profile: Profile) -> dict[str, Task]:
 
 
 def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelNoise:
-    """The profile's noise on the task's train labels; nested over ratios for one seed."""
+    """The profile's noise on the task's train labels; nested over ratios for one seed.
+
+    "uniform" and "asymmetric" are kinds of `inject_label_noise`; "confusion" flips a label in proportion to how much
+    the other class looks like its own (`similarity_transition` of the train images).
+    """
     train = task.select(split="train")
-    return inject_label_noise(
-        train.labels, ratio, num_classes=task.num_classes, kind=profile.noise, seed=seed, ids=train.ids
-    )
+    if profile.noise == "confusion" and ratio > 0:
+        return inject_label_noise(
+            train.labels, ratio, num_classes=task.num_classes, kind="transition", seed=seed, ids=train.ids,
+            transition=_confusions(task),
+        )  # fmt: skip
+    # At ratio 0 nothing is confused: the record is the uniform one, and so is the network.
+    kind = "uniform" if profile.noise == "confusion" else profile.noise
+    return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, kind=kind, seed=seed, ids=train.ids)
+
+
+@lru_cache(maxsize=4)
+def _confusions(task: Task) -> NDArray[np.float64]:
+    """Kept for each task object, since decoding its images again for each network would take longer than all else."""
+    train = task.select(split="train")
+    if train.images is None:
+        raise InvalidInputError(f"Task {task.name!r}: expected images for noise 'confusion', got texts.")
+    return similarity_transition(train.images, train.labels, task.num_classes)
 
 
 def caption_noise(task: Task, ratio: float, seed: int) -> CaptionNoise:

@@ -16,6 +16,7 @@ from nml_kit.look import (
     dodge,
     error_bar,
     finish,
+    method_marks,
     ratio_color,
     ratio_label,
     ratio_legend,
@@ -54,7 +55,8 @@ def metrics_against_ratio(values: pd.DataFrame, *, title: str) -> go.Figure:
     ratios = ratios_in_order(values)
     figure.update_xaxes(tickvals=ratios, ticktext=[ratio_label(ratio) for ratio in ratios])
     figure.update_xaxes(title_text="noise in pre-training", row=max(row for row, _ in places.values()))
-    return finish(figure, title, height=height)
+    figure = finish(figure, title, height=height)
+    return figure.update_layout(height=figure.layout.height + 24, margin_t=figure.layout.margin.t + 24)  # panel titles
 
 
 def metric_by_choice(bands: pd.DataFrame, *, title: str) -> go.Figure:
@@ -159,7 +161,7 @@ def spectra_atlas(bands: pd.DataFrame, *, title: str) -> go.Figure:
             line = _line(points["index"], points["share"], ratio_color(ratio), ratio_label(ratio), width=1.5)
             line.update(line_dash="dot" if math.isnan(ratio) else "solid", **ratio_legend(ratio, shown=number == 0))
             figure.add_trace(line, row, column)
-    figure.update_xaxes(type="log", nticks=4, tickformat="~s")
+    figure.update_xaxes(type="log", dtick=1, tickformat="~s")
     figure.update_yaxes(type="log", tickvals=[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1], range=[math.log10(_FLOOR), 0])
     figure.update_yaxes(tickformat="~g")
     return finish(figure, title, height=height, legend=_NOISE)
@@ -174,13 +176,13 @@ def changes_by_variant(changes: pd.DataFrame, *, title: str, legend: str) -> go.
     require_columns(changes, ["quantity", "panel", "variant", "mean", "low", "high"], "changes_by_variant")
     quantities, panels = list(changes["quantity"].unique()), sorted(changes["panel"].unique())
     variants = list(changes["variant"].unique())
-    marks = [*METHOD_MARKS.values(), ("#CC79A7", "triangle-up"), ("#000000", "x"), ("#56B4E9", "star")]
+    marks = method_marks(variants)
     spacing = {"shared_yaxes": True, "horizontal_spacing": 0.05}
     figure = make_subplots(1, len(quantities), subplot_titles=[as_text(name) for name in quantities], **spacing)
     for column, quantity in enumerate(quantities, start=1):
-        for number, variant in enumerate(variants):
+        for variant in variants:
             chosen = (changes["quantity"] == quantity) & (changes["variant"] == variant)
-            part, (color, symbol) = changes[chosen], marks[number % len(marks)]
+            part, (color, symbol) = changes[chosen], marks[str(variant)]
             dots = go.Scatter(x=part["mean"], y=dodge(part["panel"], panels, variant, variants), mode="markers")
             dots.update(marker={"color": color, "symbol": symbol, "size": 9}, error_x=error_bar(part, color))
             dots.update(name=as_text(variant), legendgroup=as_text(variant), showlegend=column == 1)

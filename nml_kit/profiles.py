@@ -36,7 +36,8 @@ class DownstreamData(BaseModel):
 class Profile(BaseModel):
     """A study's settings. Only the profile differs between a laptop and a cluster; notebooks are the same.
 
-    `ratios` are fractions of flipped labels. `seeds` seed noise, network, batches and heads alike.
+    `ratios` are fractions of flipped labels, `noise` says into what (`origins.label_noise`). `seeds` seed noise,
+    network, batches and heads alike.
 
     >>> load_profile("demo").ratios[0]
     0.0
@@ -48,7 +49,7 @@ class Profile(BaseModel):
     description: str
     ratios: tuple[Ratio, ...] = Field(min_length=2)
     seeds: tuple[int, ...] = Field(min_length=1)
-    noise: Literal["uniform", "asymmetric"] = "uniform"
+    noise: Literal["uniform", "asymmetric", "confusion"] = "uniform"
     pretraining: PretrainingData = PretrainingData()
     recipe: Recipe = Recipe()
     contrastive: ContrastiveRecipe = ContrastiveRecipe()

@@ -104,3 +104,23 @@ def noise_changes(table: pd.DataFrame, by: Sequence[str], *, pair: Sequence[str]
     changes = wide.groupby(list(by), sort=False).agg(how).reset_index()
     changes["consistent"] = (changes["rising"] == changes["pairs"]) | (changes["falling"] == changes["pairs"])
     return changes.drop(columns="falling")
+
+
+def domain_names(table: pd.DataFrame) -> pd.Series:
+    """Protocol, task and, if one was held out, test domain of each row: "ID · icons", "OOD · icons · outline".
+
+    >>> domain_names(pd.DataFrame({"protocol": ["OOD"], "task": ["icons"], "test_domain": ["outline"]})).tolist()
+    ['OOD · icons · outline']
+    """
+    domain = (" · " + table["test_domain"]).where(table["test_domain"] != "all", "")
+    return table["protocol"] + " · " + table["task"] + domain
+
+
+def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Mean share over seeds of each singular value of the raw features, for each task and held-out domain.
+
+    `spectra` is `Study.spectra`. Columns: panel (see `domain_names`), ratio (NaN: random baseline), index, share.
+    """
+    raw = spectra[spectra["method"] == "LP"]
+    groups = [domain_names(raw).rename("panel"), "ratio", "index"]
+    return raw.groupby(groups, dropna=False)["share"].mean().reset_index()

@@ -7,7 +7,14 @@ import pytest
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
 from nml_kit.profiles import load_profile
-from nml_kit.spectra_tables import metrics_by_choice, metrics_by_size, noise_changes, study_features, value_bands
+from nml_kit.spectra_tables import (
+    mean_spectra,
+    metrics_by_choice,
+    metrics_by_size,
+    noise_changes,
+    study_features,
+    value_bands,
+)
 from nml_kit.spectrum import singular_values, spectrum_metrics
 
 
@@ -72,3 +79,17 @@ def test_bands_hold_the_smallest_and_the_largest():
 def test_an_unknown_task_is_named():
     with pytest.raises(InvalidInputError, match=r"task of profile 'smoke' \(digits.*got 'cats'"):
         next(study_features(load_profile("smoke"), "cats"))
+
+
+def test_mean_spectra_are_means_over_seeds_of_each_held_out_domain():
+    shares = {("all", "ID", 0): [0.6, 0.4], ("all", "ID", 1): [0.8, 0.2], ("outline", "OOD", 0): [0.5, 0.5]}
+    spectra = pd.DataFrame([
+        {"task": "icons", "protocol": protocol, "test_domain": domain, "method": method, "ratio": 0.1, "seed": seed,
+         "index": place, "share": share if method == "LP" else np.nan}
+        for (domain, protocol, seed), values in shares.items() for place, share in enumerate(values, start=1)
+        for method in ("LP", "NMTune")
+    ])  # fmt: skip
+    table = mean_spectra(spectra).set_index(["panel", "index"])["share"]
+    expected = {("ID · icons", 1): 0.7, ("ID · icons", 2): 0.3, ("OOD · icons · outline", 1): 0.5,
+                ("OOD · icons · outline", 2): 0.5}  # fmt: skip
+    assert table.to_dict() == pytest.approx(expected)
