@@ -30,7 +30,7 @@ class TrainableHead(Protocol):
 
     def _settings(self) -> TrainingSettings: ...
     def _tuner_recipe(self) -> Recipe | None: ...
-    def _hidden_width(self, num_features: int) -> int: ...
+    def _hidden_widths(self, num_features: int) -> tuple[int, ...]: ...
 
 
 def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
@@ -54,8 +54,8 @@ def _fit_at(dtype: str, device: str, heads: list[Any], X: Any, y: Any, masks: li
         head.classes_, rows, codes = subsets[key]
         # Two streams, so that heads of different shapes with one seed see the batches in one order.
         seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
-        generator, width = torch.Generator().manual_seed(int(seeds[0])), head._hidden_width(num_features)
-        network = build_network(num_features, len(head.classes_), head._tuner_recipe(), width, generator)
+        generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(num_features)
+        network = build_network(num_features, len(head.classes_), head._tuner_recipe(), widths, generator)
         trainees.append(Trainee(network.to(device, getattr(torch, dtype)), setting, rows, codes, int(seeds[1])))
     curves = train(trainees, features)
     for head, trainee, curve in zip(heads, trainees, curves, strict=True):

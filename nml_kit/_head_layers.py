@@ -6,6 +6,7 @@ heads that is most of the time.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -117,24 +118,32 @@ class StackedTuner:
     def __init__(self, tuners: Sequence[Any]) -> None:
         residual = hasattr(tuners[0], "scale")
         layers = [list(tuner.mlp if residual else tuner) for tuner in tuners]
-        self._first = StackedLinear([part[0] for part in layers])
-        self._norm = StackedBatchNorm([part[1] for part in layers]) if residual else None
+        size = 3 if residual else 2  # parts of a hidden layer: linear, BatchNorm, ReLU
+        starts = range(0, len(layers[0]) - 1, size)
+        self._linear = [StackedLinear([part[start] for part in layers]) for start in starts]
+        self._norms = [StackedBatchNorm([part[start + 1] for part in layers]) if residual else None for start in starts]
         self._last = StackedLinear([part[-1] for part in layers])
         self._scale = StackedParameter([tuner.scale for tuner in tuners]) if residual else None
         self.parameters = [
-            *self._first.parameters,
-            *(self._norm.parameters if self._norm else []),
+            *chain.from_iterable(
+                [*linear.parameters, *(norm.parameters if norm else [])]
+                for linear, norm in zip(self._linear, self._norms, strict=True)
+            ),
             *self._last.parameters,
             *([self._scale] if self._scale else []),
         ]
-        self._hidden = self._output = self._first.parameters[0].value
+        self._hidden: list[Tensor] = []
+        self._output = self._last.parameters[0].value
 
     def forward(self, F: Tensor) -> Tensor:
-        hidden = self._first.forward(F)
-        if self._norm:
-            hidden = self._norm.forward(hidden)
-        self._hidden = hidden.relu_()
-        self._output = self._last.forward(self._hidden)
+        hidden, self._hidden = F, []
+        for linear, norm in zip(self._linear, self._norms, strict=True):
+            hidden = linear.forward(hidden)
+            if norm:
+                hidden = norm.forward(hidden)
+            hidden = hidden.relu_()
+            self._hidden.append(hidden)
+        self._output = self._last.forward(hidden)
         return torch.addcmul(F, self._output, self._scale.value[:, None]) if self._scale else self._output
 
     def backward(self, gradient: Tensor) -> None:
@@ -142,9 +151,12 @@ class StackedTuner:
         if self._scale:
             torch.sum(gradient * self._output, dim=1, out=self._scale.gradient)
             gradient = gradient * self._scale.value[:, None]
-        self._last.backward(gradient)
-        hidden_gradient = self._last.input_gradient(gradient)
-        torch.ops.aten.threshold_backward(hidden_gradient, self._hidden, 0, grad_input=hidden_gradient)
-        if self._norm:
-            hidden_gradient = self._norm.backward(hidden_gradient)
-        self._first.backward(hidden_gradient)
+        layer = self._last
+        layer.backward(gradient)
+        for linear, norm, hidden in zip(self._linear[::-1], self._norms[::-1], self._hidden[::-1], strict=True):
+            gradient = layer.input_gradient(gradient)
+            torch.ops.aten.threshold_backward(gradient, hidden, 0, grad_input=gradient)
+            if norm:
+                gradient = norm.backward(gradient)
+            layer = linear
+            layer.backward(gradient)

@@ -79,16 +79,19 @@ class ResidualTuner(nn.Module):
 
 
 def build_network(
-    num_features: int, num_classes: int, recipe: Recipe | None, hidden: int, generator: torch.Generator
+    num_features: int, num_classes: int, recipe: Recipe | None, hidden: Sequence[int], generator: torch.Generator
 ) -> HeadNetwork:
-    """Build the network of a head on the CPU; `recipe=None` means no tuner (a linear probe)."""
+    """Build the network of a head on the CPU; `recipe=None` means no tuner (a linear probe), `hidden` its widths."""
     tuner: nn.Module = nn.Identity()
     if recipe is not None:
-        first, last = _hidden_layer(num_features, hidden, generator), _hidden_layer(hidden, num_features, generator)
-        if recipe == "paper":
-            tuner = nn.Sequential(first, nn.ReLU(), last)
-        else:
-            tuner = ResidualTuner(nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last), num_features)
+        layers, inputs = [], num_features
+        for width in hidden:
+            norm = [nn.BatchNorm1d(width)] if recipe == "reference" else []
+            layers += [_hidden_layer(inputs, width, generator), *norm, nn.ReLU()]
+            inputs = width
+        tuner = nn.Sequential(*layers, _hidden_layer(inputs, num_features, generator))
+        if recipe == "reference":
+            tuner = ResidualTuner(tuner, num_features)
     classifier = skip_init(nn.Linear, num_features, num_classes)
     nn.init.kaiming_uniform_(classifier.weight, generator=generator)
     nn.init.zeros_(classifier.bias)

@@ -73,7 +73,7 @@ def study_folds(
                 yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
 
 
-def in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
+def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
     """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
     if not calls:
         return
@@ -85,7 +85,7 @@ def in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: 
             pass
 
 
-def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from their own random generators: the global random state is neither read nor ch
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -75,8 +75,8 @@ class _Head(ClassifierMixin, BaseEstimator):
     def _tuner_recipe(self) -> Recipe | None:
         return None
 
-    def _hidden_width(self, num_features: int) -> int:
-        return num_features
+    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
+        return ()
 
     def _term_weights(self) -> tuple[float, float, float]:
         return (0.0, 0.0, 0.0)
@@ -145,7 +145,8 @@ class MLPTune(TransformerMixin, _Head):
 
     recipe: "paper" has g = Linear(D, h)–ReLU–Linear(h, D) with h = D; "reference" (the authors' code) has
     g(f) = s ⊙ MLP(f) + f with a learned s (D,) that starts at 1, MLP = Linear(D, h)–BatchNorm–ReLU–Linear(h,
-    D) and h = 4D. hidden: h; None is the recipe's, but at least 64. Other parameters: see `LinearProbe`.
+    D) and h = 4D. hidden: h; None is the recipe's, but at least 64; a tuple holds the widths of several hidden
+    layers, of which () has none: g is then linear in the paper's recipe. Other parameters: see `LinearProbe`.
     `transform` gives Z.
 
     >>> import numpy as np
@@ -159,7 +160,7 @@ class MLPTune(TransformerMixin, _Head):
         self,
         *,
         recipe: Recipe = "paper",
-        hidden: int | None = None,
+        hidden: int | Sequence[int] | None = None,
         epochs: int | None = None,
         batch_size: int = 64,
         learning_rate: float = 1e-3,
@@ -189,11 +190,12 @@ class MLPTune(TransformerMixin, _Head):
             raise unknown_name("recipe", str(self.recipe), TERM_WEIGHTS)
         return self.recipe
 
-    def _hidden_width(self, num_features: int) -> int:
+    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
         if self.hidden is None:
-            return max(_LEAST_HIDDEN, num_features if self.recipe == "paper" else 4 * num_features)
-        require(self.hidden >= 1, "hidden of at least 1", self.hidden)
-        return self.hidden
+            return (max(_LEAST_HIDDEN, num_features if self.recipe == "paper" else 4 * num_features),)
+        widths = tuple(self.hidden) if isinstance(self.hidden, Sequence) else (self.hidden,)
+        require(all(width >= 1 for width in widths), "hidden of at least 1", self.hidden)
+        return widths
 
 
 class NMTune(MLPTune):
@@ -218,7 +220,7 @@ class NMTune(MLPTune):
         *,
         recipe: Recipe = "paper",
         weights: float | tuple[float, float, float] | None = None,
-        hidden: int | None = None,
+        hidden: int | Sequence[int] | None = None,
         epochs: int | None = None,
         batch_size: int = 64,
         learning_rate: float = 1e-3,

@@ -10,7 +10,7 @@ from nml_kit._pretraining import standardising_transform
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.class_similarity import similarity_transition
 from nml_kit.datasets import Task, load_task
-from nml_kit.errors import unknown_name
+from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.noise import CaptionNoise, LabelNoise, inject_caption_noise, inject_label_noise
 from nml_kit.pretrain import is_pretrained, pretrain
 from nml_kit.profiles import Objective, Profile

@@ -75,19 +75,21 @@ def test_linear_probe_is_as_accurate_as_logistic_regression():
     assert agreement > 0.96
 
 
+@pytest.mark.parametrize("widths", [(), (7,), (7, 5), (6, 7, 5)])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_linear_and_tuned_heads_train_as_plain_pytorch_does(recipe):
+def test_linear_and_tuned_heads_train_as_plain_pytorch_does(recipe, widths):
     """The in-place gradients, reused buffers and schedule against torch.nn, AdamW and CosineAnnealingLR."""
     X, y = blobs(65, 10, dtype=np.float64)
-    head = NMTune(recipe=recipe, weights=(0.3, 0.2, 0.1), hidden=7, epochs=3, batch_size=16, dtype="float64")
+    head = NMTune(recipe=recipe, weights=(0.3, 0.2, 0.1), hidden=widths, epochs=3, batch_size=16, dtype="float64")
     head.fit(X, y)
 
     init_seed, order_seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=2)
-    start = build_network(10, 3, recipe, 7, torch.Generator().manual_seed(int(init_seed))).double()
-    first, last = torch.nn.Linear(10, 7), torch.nn.Linear(7, 10)
-    layers = [first, torch.nn.ReLU(), last]
-    if recipe == "reference":
-        layers.insert(1, torch.nn.BatchNorm1d(7))
+    start = build_network(10, 3, recipe, widths, torch.Generator().manual_seed(int(init_seed))).double()
+    layers = []
+    for inputs, width in zip((10, *widths), widths, strict=False):
+        norm = [torch.nn.BatchNorm1d(width)] if recipe == "reference" else []
+        layers += [torch.nn.Linear(inputs, width), *norm, torch.nn.ReLU()]
+    layers.append(torch.nn.Linear((10, *widths)[-1], 10))
     mlp, classifier = torch.nn.Sequential(*layers).double(), torch.nn.Linear(10, 3).double()
     scale = torch.ones(10, dtype=torch.float64, requires_grad=True)
     mlp.load_state_dict((start.tuner if recipe == "paper" else start.tuner.mlp).state_dict())
@@ -135,6 +137,16 @@ def test_weights_are_the_recipes_or_lambda_or_three_numbers():
     assert_same_bytes(fitted(weights=0.2), fitted(weights=(0.2, 0.2, 0.2)))
     assert_same_bytes(fitted(recipe="reference"), fitted(recipe="reference", weights=(1.0, 0.04, 0.001)))
     assert fitted()["classifier.weight"].tobytes() != fitted(weights=0.02)["classifier.weight"].tobytes()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_width_is_a_tuple_of_one_and_deep_heads_train_side_by_side(recipe):
+    X, y = blobs(dtype=np.float64)
+    wide, deep = ({"recipe": recipe, "epochs": 2, "dtype": "float64", "hidden": hidden} for hidden in (9, (9, 8)))
+    assert_same_bytes(weights_of(NMTune(**wide).fit(X, y)), weights_of(NMTune(**wide | {"hidden": (9,)}).fit(X, y)))
+    heads = [NMTune(weights=weight, random_state=seed, **deep) for weight in (0, 0.1) for seed in (0, 1)]
+    for together, head in zip(fit_heads(X, y, heads), heads, strict=True):
+        np.testing.assert_allclose(together.predict_proba(X), head.fit(X, y).predict_proba(X), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("recipe", "hidden"), [("paper", 80), ("reference", 320)])
