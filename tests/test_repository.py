@@ -32,7 +32,7 @@ LAYERS = (
     "pretrain features",
     "evaluate profiles",
     "origins look",
-    "study _claim_cells",
+    "study run_tables _claim_cells",
     "_claim_parts",
     "_claim_results",
     "claims",
