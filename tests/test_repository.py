@@ -37,7 +37,7 @@ LAYERS = (
     "_claim_results",
     "claims",
     "tables",
-    "plots",
+    "plots plots_claims",
     "export parameters _kernels summary",
     "suites status",
     "_execution _estimates",
