@@ -131,6 +131,19 @@ def verdict_counts(verdicts: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(rows=counts.sum(axis=1)).reset_index().rename_axis(columns=None)
 
 
+def verdicts_in_words(verdicts: pd.DataFrame) -> str:
+    """Say how many of how many rows of each claim got each verdict.
+
+    >>> verdicts_in_words(pd.DataFrame({"claim": ["C1"], "objective": ["supervised"], "verdict": ["supported"]}))
+    'C1 (supervised): of 1 row, 1 supported, 0 contradicted, 0 inconclusive'
+    """
+    return "; ".join(
+        f"{row.claim} ({row.objective}): of {row.rows} row{'s' * (row.rows != 1)}, {row.supported} {SUPPORTED}, "
+        f"{row.contradicted} {CONTRADICTED}, {row.inconclusive} {INCONCLUSIVE}"
+        for row in verdict_counts(verdicts).itertuples(index=False)
+    )
+
+
 def registry_table() -> pd.DataFrame:
     """The claims as a table: id, statement, estimand, test, rule."""
     return pd.DataFrame([vars(claim) for claim in CLAIMS.values()])
