@@ -31,7 +31,7 @@ LAYERS = (
     "_sgd _pretraining",
     "contrastive",
     "pretrain features",
-    "evaluate profiles",
+    "evaluate profiles zero_shot",
     "origins look",
     "study",
     "tables",
