@@ -1,18 +1,15 @@
 """The study: every ratio and seed of a profile pre-trained, extracted, evaluated; all of it from the store if there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.base import BaseEstimator
-from tqdm import tqdm
 
-from nml_kit._processes import launched_count
+from nml_kit._parallel import in_parallel
 from nml_kit.datasets import Task
 from nml_kit.errors import unknown_name
 from nml_kit.evaluate import (
@@ -28,12 +25,12 @@ from nml_kit.evaluate import (
 from nml_kit.features import Features, extract_features, is_extracted
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
 from nml_kit.origins import (
-    RANDOM_BASELINE,
     Origin,
     downstream_tasks,
     is_origin_stored,
     pretrained_backbone,
     pretraining_task,
+    study_origins,
 )
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectrum import cumulative_energy
@@ -128,15 +125,13 @@ def run_study(
     """
     store = store or Store()
     source, tasks = pretraining_task(profile), downstream_tasks(profile)
-    # One random network is enough to tell what pre-training adds.
-    grid = [Origin(RANDOM_BASELINE, profile.seeds[0], objective)]
-    grid += [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
+    grid = study_origins(profile, objective)
     networks = [(_extract, (profile, origin, store)) for origin in grid
                 if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
-    _in_parallel(networks, jobs, "networks" if progress else "")
+    in_parallel(networks, jobs, "networks" if progress else "")
     plan = list(_plan(profile, source, tasks, grid, methods, store))
     heads = [(_fit, (fit, store)) for *_, fit in plan if not is_evaluated(*fit, store)]
-    _in_parallel(heads, jobs, "heads" if progress else "")
+    in_parallel(heads, jobs, "heads" if progress else "")
     runs = tuple(
         StudyRun(origin, backbone, evaluation)
         for origin, backbone, fit in plan
@@ -151,30 +146,6 @@ class _Fit(NamedTuple):
     features: Features
     fold: Fold
     heads: dict[str, BaseEstimator]
-
-
-def _in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
-    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
-    if not calls:
-        return
-    if (
-        launched_count() > 1
-    ):  # these divide each network among themselves; processes of their own would not be among them
-        jobs = 1
-    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
-        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
-        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
-            pass
-
-
-def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        function(*arguments)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _extract(profile: Profile, origin: Origin, store: Store) -> None:
