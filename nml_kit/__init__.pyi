@@ -20,6 +20,7 @@ from .noise import inject_caption_noise as inject_caption_noise
 from .noise import inject_label_noise as inject_label_noise
 from .pretrain import pretrain as pretrain
 from .profiles import load_profile as load_profile
+from .recipes import ContrastiveRecipe as ContrastiveRecipe
 from .recipes import Recipe as Recipe
 from .regularizers import nmtune_terms as nmtune_terms
 from .spectrum import SpectrumAccumulator as SpectrumAccumulator
@@ -30,3 +31,5 @@ from .spectrum import singular_values as singular_values
 from .spectrum import spectra_of_subsets as spectra_of_subsets
 from .store import Store as Store
 from .study import run_study as run_study
+from .zero_shot import retrieval_recall as retrieval_recall
+from .zero_shot import zero_shot_predictions as zero_shot_predictions

@@ -28,6 +28,12 @@ class Origin(NamedTuple):
     objective: Objective = "supervised"
 
 
+def study_origins(profile: Profile, objective: Objective) -> list[Origin]:
+    """The random baseline, once (enough to tell what pre-training adds), then every ratio and seed of the profile."""
+    trained = [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
+    return [Origin(RANDOM_BASELINE, profile.seeds[0], objective), *trained]
+
+
 def pretraining_task(profile: Profile) -> Task:
     """The profile's pre-training task, cut to its size; the same samples for every ratio and seed."""
     data = profile.pretraining

@@ -66,7 +66,7 @@ class ContrastiveRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str = "clip-compact"
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(16, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
