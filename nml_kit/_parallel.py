@@ -1,6 +1,6 @@
 """Many calls side by side, in processes of one thread each, so that results do not depend on how many there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from nml_kit._processes import launched_count
 
 
-def in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
+def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
     """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
     if not calls:
         return
@@ -23,7 +23,7 @@ def in_parallel(calls: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: 
             pass
 
 
-def _on_one_thread(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

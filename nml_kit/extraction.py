@@ -1,24 +1,20 @@
 """The costly first half of a study: every network of a profile pre-trained, its features extracted, side by side."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from joblib import Parallel, cpu_count, delayed, parallel_config
-from tqdm import tqdm
-
-from nml_kit._processes import launched_count
+from nml_kit._parallel import in_parallel
 from nml_kit.datasets import Task
 from nml_kit.features import Features, extract_features, is_extracted
 from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
 from nml_kit.origins import (
-    RANDOM_BASELINE,
     Origin,
     downstream_tasks,
     is_origin_stored,
     pretrained_backbone,
     pretraining_task,
+    study_origins,
 )
 from nml_kit.profiles import Objective, Profile
 from nml_kit.store import Store
@@ -37,9 +33,7 @@ def study_sources(
 ) -> list[Source]:
     """Features of every ratio and seed of the profile, and of one random network; what the store lacks is made."""
     task, tasks = pretraining_task(profile), downstream_tasks(profile)
-    # One random network is enough to tell what pre-training adds.
-    grid = [Origin(RANDOM_BASELINE, profile.seeds[0], objective)]
-    grid += [Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds]
+    grid = study_origins(profile, objective)
     networks = [(_extract, (profile, origin, store)) for origin in grid
                 if not _is_extracted(profile, task, tasks, origin, store)]  # fmt: skip
     in_parallel(networks, jobs, "networks" if progress else "")
@@ -71,28 +65,6 @@ def study_folds(
         for fraction in fractions:
             for ratio in label_noise:
                 yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
-
-
-def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
-    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty."""
-    if not calls:
-        return
-    if launched_count() > 1:
-        jobs = 1  # these divide each network among themselves; processes of their own would not be among them
-    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
-        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
-        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
-            pass
-
-
-def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        function(*arguments)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _extract(profile: Profile, origin: Origin, store: Store) -> None:

@@ -17,9 +17,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
+from nml_kit._parallel import in_parallel
 from nml_kit.errors import unknown_name
 from nml_kit.exact_probe import ExactLinearProbe
-from nml_kit.extraction import in_parallel, study_folds, study_sources
+from nml_kit.extraction import study_folds, study_sources
 from nml_kit.features import Features
 from nml_kit.folds import Fold
 from nml_kit.heads import LinearProbe, MLPTune, NMTune

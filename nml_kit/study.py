@@ -1,10 +1,6 @@
 """The study: every ratio and seed of a profile pre-trained, extracted, evaluated; all of it from the store if there."""
 
-<<<<<<< HEAD
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Iterator
->>>>>>> 84fae7075850fabe63145a969475a4c2ad7b0330
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,30 +9,15 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-<<<<<<< HEAD
-=======
 from nml_kit._parallel import in_parallel
-from nml_kit.datasets import Task
->>>>>>> 84fae7075850fabe63145a969475a4c2ad7b0330
 from nml_kit.errors import unknown_name
 from nml_kit.evaluate import Evaluation, evaluate_fold, is_evaluated, result_rows, sample_scores
-from nml_kit.extraction import in_parallel, study_sources
 from nml_kit.extraction import study_folds as study_folds
+from nml_kit.extraction import study_sources
 from nml_kit.features import Features
 from nml_kit.folds import Fold
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
-<<<<<<< HEAD
 from nml_kit.origins import Origin
-=======
-from nml_kit.origins import (
-    Origin,
-    downstream_tasks,
-    is_origin_stored,
-    pretrained_backbone,
-    pretraining_task,
-    study_origins,
-)
->>>>>>> 84fae7075850fabe63145a969475a4c2ad7b0330
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectrum import cumulative_energy
 from nml_kit.store import Store
@@ -136,7 +117,6 @@ def run_study(
     ['digits', 'icons']
     """
     store = store or Store()
-<<<<<<< HEAD
     sources = study_sources(profile, objective, store=store, jobs=jobs, progress=progress)
     draws = {"fractions": fractions, "label_noise": label_noise}
     plan = [(source, _Fit(source.features[fold.task], fold, {
@@ -145,16 +125,6 @@ def run_study(
             for fold in study_folds(profile, source.features, **draws, seed=source.origin.seed)]  # fmt: skip
     missing = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(*fit, store)]
     in_parallel(missing, jobs, "heads" if progress else "")
-=======
-    source, tasks = pretraining_task(profile), downstream_tasks(profile)
-    grid = study_origins(profile, objective)
-    networks = [(_extract, (profile, origin, store)) for origin in grid
-                if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
-    in_parallel(networks, jobs, "networks" if progress else "")
-    plan = list(_plan(profile, source, tasks, grid, methods, store))
-    heads = [(_fit, (fit, store)) for *_, fit in plan if not is_evaluated(*fit, store)]
-    in_parallel(heads, jobs, "heads" if progress else "")
->>>>>>> 84fae7075850fabe63145a969475a4c2ad7b0330
     runs = tuple(
         StudyRun(source.origin, source.backbone, evaluation)
         for source, fit in plan
@@ -171,23 +141,6 @@ class _Fit(NamedTuple):
     heads: dict[str, BaseEstimator]
 
 
-<<<<<<< HEAD
-=======
-def _extract(profile: Profile, origin: Origin, store: Store) -> None:
-    """Pre-train one network and extract the features of all downstream tasks into the store."""
-    backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
-    for task in downstream_tasks(profile).values():
-        extract_features(task, backbone, store=store, progress=False)
-
-
-def _is_extracted(profile: Profile, source: Task, tasks: dict[str, Task], origin: Origin, store: Store) -> bool:
-    if not is_origin_stored(profile, source, origin, store=store):
-        return False
-    backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
-    return all(is_extracted(task, backbone, store=store) for task in tasks.values())
-
-
->>>>>>> 84fae7075850fabe63145a969475a4c2ad7b0330
 def _fit(fit: _Fit, store: Store) -> None:
     """Fill the store; the result itself stays in the worker, the caller reads it from there."""
     evaluate_fold(*fit, store=store)
