@@ -92,12 +92,15 @@ def variant_effects(differences: pd.DataFrame, *, title: str) -> go.Figure:
     gap = 1.6 / (sum(heights) + 1.6 * len(groups))
     figure = make_subplots(len(groups), 1, shared_xaxes=True, row_heights=heights, vertical_spacing=gap,
                            subplot_titles=[as_text(group) for group in groups])  # fmt: skip
-    protocols = sorted(differences["protocol"].unique())
+    protocols, seen = sorted(differences["protocol"].unique()), set[str]()
     for row, group in enumerate(groups, start=1):
         for protocol in protocols:
             part = differences[(differences["group"] == group) & (differences["protocol"] == protocol)]
+            if part.empty:
+                continue
             places = dodge(part["method"], names[group], protocol, protocols)
-            figure.add_trace(_effects(part, places, protocol).update(showlegend=row == 1), row, 1)
+            figure.add_trace(_effects(part, places, protocol).update(showlegend=protocol not in seen), row, 1)
+            seen.add(protocol)
         figure.add_vline(x=0, line={"color": INK, "width": 1}, row=row, col=1)
         ticks = [as_text(name) for name in names[group]]
         axis = {"tickvals": list(range(len(ticks))), "ticktext": ticks, "range": [len(ticks) - 0.5, -0.5]}

@@ -22,7 +22,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FIGURES = {
     "00_start_here": 3,
     "01_noise": 2,
-    "02_noise_and_transfer": 2,
+    "02_noise_and_transfer": 3,
     "03_singular_spectra": 3,
     "04_nmtune": 3,
 }
@@ -81,7 +81,7 @@ def test_figures_are_shown_and_nothing_is_warned_of(runs, name):
 @pytest.mark.parametrize("name", [name for name in FIGURES if name != "01_noise"])
 def test_result_rows_are_those_of_the_study(runs, name):
     root, study = runs
-    found = rows(root, name)
+    found = rows(root, name).query("fraction == 1").reset_index(drop=True)
     expected = study.rows if name in ("00_start_here", "04_nmtune") else study.rows.query("method == 'LP'")
     assert tuple(found.columns) == RESULT_COLUMNS
     assert set(found["experiment"]) == {name}
@@ -121,6 +121,19 @@ def test_transfer_notebook_judges_each_in_domain_task(runs):
     falls = paired_differences(probe, "ratio", 0.0, ["task", "protocol", "method"])
     for row in falls.query("protocol == 'ID'").itertuples(index=False):
         assert f"{row.task} {change_in_words(row.mean, row.low, row.high)}" in said(root, "02_noise_and_transfer")
+
+
+def test_transfer_notebook_shows_every_share_of_the_downstream_data(runs):
+    root, _ = runs
+    found = rows(root, "02_noise_and_transfer").groupby("fraction").size()
+    assert found.index.tolist() == [0.1, 0.25, 0.5, 0.75, 1.0]
+    assert found.nunique() == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NML_HOME", str(root / "home"))
+        few = run_study(load_profile("smoke"), methods=("LP",), fractions=(0.1,), store=Store(), progress=False)
+    for row in paired_differences(few.samples, "ratio", 0.0, ["protocol"]).itertuples(index=False):
+        words = f"{row.protocol} at 30 %: accuracy {change_in_words(row.mean, row.low, row.high)}"
+        assert words in said(root, "02_noise_and_transfer").split("with 10 % of the training data")[1]
 
 
 def test_spectra_notebook_counts_rising_entropies(runs):

@@ -1,0 +1,30 @@
+"""The notebook of other repairs in the profile of seconds, against the study that it shows."""
+
+import pandas as pd
+import pytest
+
+from nml_kit.intervals import paired_differences
+from nml_kit.profiles import load_profile
+from nml_kit.repairs import run_repair_study
+from nml_kit.store import Store
+from tests.evaluated import run
+
+pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+
+
+def test_the_notebook_says_where_nmtune_is_better_and_worse(tmp_path, monkeypatch):
+    monkeypatch.setenv("NML_HOME", str(tmp_path / "home"))
+    ran = run("12_other_repairs", tmp_path / "run")
+    found = run_repair_study(load_profile("smoke"), store=Store(), progress=False)
+    pd.testing.assert_frame_equal(ran.table("rows"), found.study.rows.assign(experiment="12_other_repairs"))
+    pd.testing.assert_frame_equal(ran.table("selections"), found.selections)
+    samples = found.study.samples.query("ratio == ratio")
+    rivals = paired_differences(samples, "method", "NMTune", ["task", "protocol"])
+    worse, better = int((rivals["low"] > 0).sum()), int((rivals["high"] < 0).sum())
+    assert f"clearly better in {better}, clearly worse in {worse} and" in ran.titles[0]
+    for row in rivals[rivals["low"] > 0].itertuples(index=False):
+        assert f"{row.protocol} {row.task}: {row.method} −{row.mean:.3f}" in ran.said
+    chosen = found.selections.query("ratio == ratio and method == 'NMTune'")
+    shares = chosen.groupby("candidate", sort=False)["chosen"].mean()
+    assert f"{shares.idxmax()}, in {shares.max():.0%} of the folds" in ran.titles[1]
+    assert ran.printed == ""
