@@ -78,8 +78,9 @@ def _usable(frame: pd.DataFrame, columns: list[str], name: str) -> pd.DataFrame:
     if len(profiles) > 1:
         raise InvalidInputError(f"Expected `{name}` of one profile, got {', '.join(profiles)}: judge one at a time.")
     kept = frame["method"].isin(METHODS) & frame["ratio"].notna()
-    if "fraction" in frame:
-        kept &= frame["fraction"] == 1.0
+    for column, whole in {"fraction": 1.0, "label_noise": 0.0}.items():
+        if column in frame:
+            kept &= frame[column] == whole
     kept_frame = frame.loc[kept, columns]
     return kept_frame.astype({"ratio": float})
 

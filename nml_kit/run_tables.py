@@ -12,8 +12,10 @@ from nml_kit.files import read_table, replacing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAMPLE_COLUMNS = ("profile", "objective", "task", "protocol", "method", "ratio", "seed", "sample", "correct")
-_NUMBERS = {"ratio": "float64", "seed": "int64", "fraction": "float64", "value": "float64", "n": "int64"}
+SAMPLE_COLUMNS = ("profile", "objective", "task", "protocol", "method", "fraction", "label_noise", "ratio", "seed",
+                  "sample", "correct")  # fmt: skip
+_NUMBERS = {"ratio": "float64", "seed": "int64", "fraction": "float64", "label_noise": "float64", "value": "float64",
+            "n": "int64"}  # fmt: skip
 _TYPES = {**_NUMBERS, "correct": "bool"}
 _SAME_STUDY = [column for column in RESULT_COLUMNS if column not in ("experiment", "version")]
 
@@ -39,7 +41,7 @@ def write_samples(run_dir: str | Path, samples: pd.DataFrame, *, profile: str) -
     missing = [column for column in SAMPLE_COLUMNS if column not in table]
     if missing:
         raise InvalidInputError(f"Expected samples of a Study; missing columns: {', '.join(missing)}.")
-    order = ["objective", "task", "protocol", "method", "ratio", "seed", "sample"]
+    order = [column for column in SAMPLE_COLUMNS if column not in ("profile", "correct")]
     table = table[list(SAMPLE_COLUMNS)].sort_values(order, ignore_index=True)
     path = Path(run_dir) / "samples.parquet"
     with replacing(path) as temporary:

@@ -13,6 +13,7 @@ from nml_kit.datasets import load_task
 from nml_kit.evaluate import RESULT_COLUMNS
 from nml_kit.export import PLOTLY_MIME
 from nml_kit.intervals import accuracy_intervals, change_in_words, paired_differences
+from nml_kit.parameters import notebook_parameters, read_source
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
 from nml_kit.study import Study, run_study
@@ -31,18 +32,18 @@ pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Study]:
-    """The smoke suite, run once, and the study it shows."""
+    """The notebooks of the demo, run once in the profile of seconds, and the study they show."""
     root = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(root / "home"))
-        results = batch.run_suite(suites.plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs=root))
+        results = batch.run_suite(suites.plan_suite(NOTEBOOKS / "suites" / "demo.yaml", runs=root, profile="smoke"))
         assert [(result.exit_code, result.error) for result in results] == [(0, "")] * len(FIGURES)
         study = run_study(load_profile("smoke"), store=Store(), progress=False)
     return root, study
 
 
 def outputs(root: Path, name: str) -> list[nbformat.NotebookNode]:
-    notebook = nbformat.read(root / "smoke" / name / "notebook.ipynb", as_version=4)
+    notebook = nbformat.read(root / "demo-smoke" / name / "notebook.ipynb", as_version=4)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
@@ -57,15 +58,16 @@ def titles(root: Path, name: str) -> list[str]:
 
 
 def rows(root: Path, name: str) -> pd.DataFrame:
-    return pd.read_parquet(root / "smoke" / name / "rows.parquet")
+    return pd.read_parquet(root / "demo-smoke" / name / "rows.parquet")
 
 
-def test_all_notebooks_of_the_repository_are_in_the_suites():
-    present = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
-    assert present == set(FIGURES)
-    for suite in ("smoke", "demo"):
-        entries = suites.load_suite(NOTEBOOKS / "suites" / f"{suite}.yaml").notebooks
-        assert [Path(entry.notebook).stem for entry in entries] == sorted(present)
+def test_the_smoke_suite_runs_every_notebook_for_both_objectives():
+    entries = suites.load_suite(NOTEBOOKS / "suites" / "smoke.yaml").notebooks
+    listed = {Path(entry.notebook).stem: entry.grid.get("objective") for entry in entries}
+    assert list(listed) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    for name, objectives in listed.items():
+        has_choice = "objective" in notebook_parameters(read_source(NOTEBOOKS / f"{name}.ipynb"))
+        assert objectives == (["supervised", "contrastive"] if has_choice else None), name
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -75,7 +77,7 @@ def test_figures_are_shown_and_nothing_is_warned_of(runs, name):
     assert all(titles(root, name))
     text = "\n".join(o.text for o in outputs(root, name) if o.output_type == "stream")
     assert not re.search(r"warning|error|traceback", text, re.IGNORECASE), text
-    assert (root / "smoke" / name / "notebook.html").read_text().count("<figure role=") == FIGURES[name]
+    assert (root / "demo-smoke" / name / "notebook.html").read_text().count("<figure role=") == FIGURES[name]
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name != "01_noise"])
@@ -105,7 +107,7 @@ def test_noise_notebook_counts_exactly(runs):
 
 def test_start_here_says_what_was_measured(runs):
     root, study = runs
-    summary = pd.read_parquet(root / "smoke" / "00_start_here" / "summary.parquet")
+    summary = pd.read_parquet(root / "demo-smoke" / "00_start_here" / "summary.parquet")
     pd.testing.assert_frame_equal(summary, summary_table(study))
     probe = study.samples.query("method == 'LP'")
     changes = paired_differences(probe, "ratio", 0.0, ["protocol"]).set_index(["protocol", "ratio"])

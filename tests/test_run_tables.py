@@ -15,7 +15,7 @@ from tests.test_claims import simulate
 def study():
     rows, samples = simulate(samples=30, seeds=3)
     texts = dict.fromkeys(("experiment", "backbone", "train_domain", "settings_hash", "version"), "x")
-    rows = rows.assign(**texts, profile="small", fraction=1.0)[list(RESULT_COLUMNS)]
+    rows = rows.assign(**texts, profile="small", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
     return rows, samples
 
 
