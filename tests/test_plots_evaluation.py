@@ -63,5 +63,5 @@ def test_bars_are_the_shares_of_the_choices():
     ],
 )
 def test_missing_columns_are_named(draw):
-    with pytest.raises(InvalidInputError, match="missing: (label_noise|group|candidate)"):
+    with pytest.raises(InvalidInputError, match=r"missing: (label_noise|group|candidate)"):
         draw(summary())
