@@ -293,9 +293,9 @@ def test_the_order_of_rows_and_foreign_methods_columns_and_fractions_do_not_matt
     expected = judge_claims(rows, samples)
     foreign = samples[samples["method"] == "LP"].assign(method="ridge").head(7)
     random = samples[samples["ratio"] == 0.1].assign(ratio=np.nan)
+    flipped = samples.assign(label_noise=0.2, correct=False)
     more_samples = pd.concat([samples, foreign, foreign, random, flipped]).sample(frac=1, random_state=0)
     few_shot = rows.assign(fraction=0.1, value=0.0)
-    flipped = samples.assign(label_noise=0.2, correct=False)
     macro_f1 = rows[rows["metric"] == "sve"].assign(metric="macro_f1", value=np.nan)
     more_rows = pd.concat([rows.assign(fraction=1.0), few_shot, macro_f1.assign(fraction=1.0)]).sample(
         frac=1, random_state=1
