@@ -8,7 +8,7 @@ from nml_kit.spectra_tables import study_features
 from nml_kit.store import Store
 from tests.one_notebook import NotebookRun, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-07"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from nml_kit.store import Store
 from nml_kit.study import run_study
 from tests.one_notebook import NotebookRun, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-08"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

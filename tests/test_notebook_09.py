@@ -10,7 +10,7 @@ from nml_kit.store import Store
 from nml_kit.study import run_study
 from tests.evaluated import run
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-09"), pytest.mark.timeout(400)]
 
 
 def test_the_notebook_shows_the_variants_of_the_study(tmp_path, monkeypatch):

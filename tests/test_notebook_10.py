@@ -10,7 +10,7 @@ from nml_kit.store import Store
 from nml_kit.variants import run_kinds, sve_changes, variant_rows
 from tests.one_notebook import NotebookRun, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-10"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

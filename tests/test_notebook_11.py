@@ -9,7 +9,7 @@ from nml_kit.store import Store
 from nml_kit.study import run_study
 from tests.evaluated import run
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-11"), pytest.mark.timeout(400)]
 
 
 def test_the_notebook_compares_methods_on_the_same_flipped_labels(tmp_path, monkeypatch):

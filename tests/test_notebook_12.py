@@ -9,7 +9,7 @@ from nml_kit.repairs import run_repair_study
 from nml_kit.store import Store
 from tests.evaluated import run
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-12"), pytest.mark.timeout(400)]
 
 
 def test_the_notebook_says_where_nmtune_is_better_and_worse(tmp_path, monkeypatch):

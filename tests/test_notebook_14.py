@@ -9,7 +9,7 @@ from nml_kit.study import run_study
 from nml_kit.variants import recipe_variants
 from tests.one_notebook import NotebookRun, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-14"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

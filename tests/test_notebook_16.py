@@ -16,7 +16,7 @@ from nml_kit.run_tables import write_samples
 from tests.test_claims import DOWN, HUMP, simulate
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "16_claims.ipynb"
-pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("notebook-16"), pytest.mark.timeout(400)]
 
 
 def run(run_dir: Path, home: Path, profile: str, params: dict[str, str]) -> None:
