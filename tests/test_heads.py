@@ -161,14 +161,14 @@ def test_shape_of_the_tuner_of_each_recipe(recipe, hidden):
 
 
 def test_reference_tuner_starts_as_mlp_plus_identity():
-    network = build_network(6, 3, "reference", 24, torch.Generator().manual_seed(0)).eval()
+    network = build_network(6, 3, "reference", (24,), torch.Generator().manual_seed(0)).eval()
     F = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(network.tuner(F), network.tuner.mlp(F) + F)
     assert [type(layer).__name__ for layer in network.tuner.mlp] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
 
 
 def test_classifier_starts_kaiming_uniform_without_bias():
-    network = build_network(600, 50, None, 1, torch.Generator().manual_seed(0))
+    network = build_network(600, 50, None, (), torch.Generator().manual_seed(0))
     weight, bias = network.classifier.weight, network.classifier.bias
     bound = (6 / 600) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound
@@ -374,7 +374,7 @@ def test_constant_features_train():
 def test_every_sample_is_seen_once_an_epoch():
     """With a learning rate of ~0 the epoch's loss is the mean loss of all samples at the start."""
     X, y = (torch.from_numpy(array) for array in blobs(129))
-    network = build_network(12, 3, None, 1, torch.Generator().manual_seed(0))
+    network = build_network(12, 3, None, (), torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(network(X)[1], y).item()
     [curve] = train([Trainee(network, SETTINGS, torch.arange(129), y, order_seed=1)], X)
