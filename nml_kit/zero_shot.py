@@ -37,7 +37,9 @@ def zero_shot_predictions(
     A class's vector is the mean over `templates`, with its name for "{}", of unit vectors, normalised again; nearest
     is the highest cosine. The default templates are the forms of the pre-training captions. `backbone` is contrastive,
     or its name ("nml:DIGEST"); its features of the whole task are taken from the store, or extracted into it.
-    Columns: task, sample (id), label, predicted (0..K−1), correct (bool), chance (1/K, of a uniform guess).
+    Columns: task, sample (id), label, predicted (0..K−1), correct (bool), chance: the share of all images that get this
+    image's label, so that its mean is the accuracy of the same predictions in random order. A uniform guess, 1/K, is
+    no fair reference where classes differ in size: always naming a large one is more often right.
     Raises UnknownNameError for an unknown backbone or split, InvalidInputError for one without a text network, for a
     text task, or a template without "{}".
     Source: Radford et al. (2021), section 3.1; the paper's section 2 (zero-shot evaluation of CLIP models).
@@ -45,8 +47,8 @@ def zero_shot_predictions(
     >>> from nml_kit import load_task
     >>> task = load_task("icons").limit(classes=5, train_per_class=1, seed=0)
     >>> table = zero_shot_predictions("clip-compact", task)
-    >>> bool(len(table) == (task.splits == "test").sum()), float(table["chance"].iloc[0])
-    (True, 0.2)
+    >>> bool(len(table) == (task.splits == "test").sum()), bool(table["predicted"].max() < 5)
+    (True, True)
     """
     if not templates or not all("{}" in template for template in templates):
         raise InvalidInputError(f"Expected templates with '{{}}' for the class name, got {list(templates)!r}.")
@@ -54,9 +56,10 @@ def zero_shot_predictions(
     with torch.inference_mode():
         scores = _image_vectors(clip, features) @ class_embeddings(clip, task.class_names, templates).T
     predicted = scores.argmax(1).numpy()
+    shares = np.bincount(predicted, minlength=task.num_classes) / len(predicted)
     return pd.DataFrame({
         "task": task.name, "sample": features.ids, "label": features.labels, "predicted": predicted,
-        "correct": predicted == features.labels, "chance": 1 / task.num_classes,
+        "correct": predicted == features.labels, "chance": shares[features.labels],
     })  # fmt: skip
 
 

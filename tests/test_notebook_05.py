@@ -1,38 +1,34 @@
 """The notebook on pre-training, run in the profile of seconds: its rows and sentences against the networks' cards."""
 
+from pathlib import Path
+
+import nbformat
 import pandas as pd
 import pytest
 
-from nml_kit.origins import Origin, pretrained_backbone, pretraining_task
+from nml_kit import batch
+from nml_kit.export import PLOTLY_MIME
+from nml_kit.pretraining_study import pretraining_history
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
-from tests.one_notebook import NotebookRun, run_notebook
 
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_pretraining.ipynb"
 pytestmark = [pytest.mark.xdist_group("notebook-05"), pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module", params=["supervised", "contrastive"])
-def run(request, tmp_path_factory) -> tuple[str, NotebookRun]:
-    root = tmp_path_factory.mktemp("nb05")
-    return request.param, run_notebook("05_pretraining", root, objective=request.param)
-
-
-def test_rows_are_the_histories_of_the_cards(run):
-    objective, notebook = run
-    notebook.check_page(figures=1)
-    profile, rows = load_profile("smoke"), notebook.table()
-    assert set(rows["objective"]) == {objective}
-    for ratio in profile.ratios:
-        origin = Origin(ratio, 0, objective)
-        backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=Store(notebook.home))
-        found = rows[rows["ratio"] == ratio].sort_values("epoch").reset_index(drop=True)
-        history = pd.DataFrame(backbone.card["history"])
-        columns = list(history.columns)
-        pd.testing.assert_frame_equal(found[columns], history, check_dtype=False)
-    assert f"{rows['test_accuracy'].iloc[-1]:.3f}" in notebook.titles[0]
-
-
-def test_one_seed_gives_no_interval(run):
-    _, notebook = run
-    assert "one seed: no interval" in notebook.said
-    assert "clean accuracy is highest after epoch" in notebook.said
+def test_it_shows_what_the_cards_hold(tmp_path):
+    params = {"objective": "contrastive"}
+    status = batch.run_notebook(NOTEBOOK, profile="smoke", params=params, run_dir=tmp_path / "run")
+    assert (status.exit_code, status.error) == (0, "")
+    history = pretraining_history(load_profile("smoke"), "contrastive", store=Store(), jobs=1, progress=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "rows.parquet"), history)
+    notebook = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4)
+    data = [o.get("data", {}) for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    said = "\n".join(d["text/markdown"] for d in data if "text/markdown" in d)
+    [title] = [d[PLOTLY_MIME]["layout"]["title"]["text"].replace("<br>", " ") for d in data if PLOTLY_MIME in d]
+    last = history[history["epoch"] == 2].set_index("ratio")
+    clean, noisy = last.loc[0.0], last.loc[0.3]
+    assert f"goes from {clean.test_accuracy:.3f} to {noisy.test_accuracy:.3f}" in title
+    assert f"{noisy.memorised:.3f} of the noise is memorised (contrastive)" in title
+    assert f"(one seed, so no interval): at 30 % {noisy.test_accuracy - clean.test_accuracy:+.3f}." in said
+    assert f"{noisy.memorised:.3f} after the last, 2" in said

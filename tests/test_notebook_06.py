@@ -1,38 +1,40 @@
-"""The notebook on zero-shot use, run in the profile of seconds: its numbers against those of the package's parts."""
+"""The zero-shot notebook, run in the profile of seconds: its table and sentences against the samples."""
 
+from pathlib import Path
+
+import nbformat
+import pandas as pd
 import pytest
 
-from nml_kit.origins import Origin, pretrained_backbone, pretraining_task
-from nml_kit.pretraining_study import zero_shot_samples
+from nml_kit import batch
+from nml_kit.export import PLOTLY_MIME
+from nml_kit.intervals import accuracy_intervals
+from nml_kit.pretraining_study import above_chance, retrieval_samples, zero_shot_samples
 from nml_kit.profiles import load_profile
-from nml_kit.store import Store
-from nml_kit.zero_shot import zero_shot_predictions
-from tests.one_notebook import NotebookRun, run_notebook
 
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_zero_shot.ipynb"
 pytestmark = [pytest.mark.xdist_group("notebook-06"), pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("06_zero_shot", tmp_path_factory.mktemp("nb06"))
-
-
-def test_accuracies_and_margins_are_those_of_the_predictions(run):
-    run.check_page(figures=2)
-    profile, store = load_profile("smoke"), Store(run.home)
-    task = pretraining_task(profile)
-    backbone = pretrained_backbone(profile, task, Origin(0.3, 0, "contrastive"), store=store)
-    right = zero_shot_predictions(backbone, task.select(split="test"), store=store)["correct"].mean()
-    rows = run.table().query("task == @task.name and direction == 'image→class' and ratio == 0.3")
-    assert rows["mean"].tolist() == pytest.approx([right])
-    assert rows["chance"].tolist() == pytest.approx([1 / task.num_classes])
-    assert f"{task.name} at 30 %: {right - 1 / task.num_classes:+.3f} [" in run.said
-
-
-def test_margin_is_called_above_chance_only_if_its_interval_is(run):
-    samples = zero_shot_samples(load_profile("smoke"), store=Store(run.home))
-    tasks = samples.loc[samples["ratio"].notna(), "task"].nunique()
-    assert f"of {tasks} tasks" in run.titles[0]
-    for sentence in run.said.split("accuracy minus chance: ")[1].split("\n")[0].split("; "):
-        low = float(sentence.split("[")[1].split(",")[0])
-        assert ("above chance" in sentence) == (low > 0), sentence
+def test_it_claims_no_more_than_the_intervals_do(tmp_path):
+    status = batch.run_notebook(NOTEBOOK, profile="smoke", run_dir=tmp_path / "run")
+    assert (status.exit_code, status.error) == (0, "")
+    notebook = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4)
+    data = [o.get("data", {}) for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    said = "\n".join(d["text/markdown"] for d in data if "text/markdown" in d)
+    titles = [d[PLOTLY_MIME]["layout"]["title"]["text"].replace("<br>", " ") for d in data if PLOTLY_MIME in d]
+    samples = zero_shot_samples(load_profile("smoke"), jobs=1, progress=False)
+    margins = accuracy_intervals(above_chance(samples), ["task", "ratio"])
+    for row in margins.itertuples(index=False):
+        words = "above" if row.low > 0 else "below" if row.high < 0 else "not distinguishable from"
+        assert f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {words} chance" in said
+    above = margins.dropna(subset="ratio").groupby("task")["low"].min() > 0
+    assert f"on {above.sum()} of {len(above)} tasks" in titles[0]
+    rows = pd.read_parquet(tmp_path / "run" / "rows.parquet").query("direction != 'image→class'")
+    found = retrieval_samples(load_profile("smoke"), jobs=1, progress=False)
+    keys = ["task", "direction", "k", "ratio"]
+    expected = found.groupby(keys, dropna=False)[["correct", "chance"]].mean().reset_index()
+    both = rows.merge(expected, on=keys, suffixes=("", " expected"))
+    assert len(both) == len(expected)
+    assert both["mean"].to_numpy() == pytest.approx(both["correct"].to_numpy())
+    assert both["chance"].to_numpy() == pytest.approx(both["chance expected"].to_numpy())
