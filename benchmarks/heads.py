@@ -22,8 +22,9 @@ from nml_kit import (
     load_task,
     regularisation_path,
 )
+from nml_kit.extraction import study_folds
 from nml_kit.origins import downstream_tasks
-from nml_kit.study import make_head, study_folds
+from nml_kit.study import make_head
 
 BATCH = 64
 

@@ -18,10 +18,7 @@ from nml_kit._version import __version__
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
 from nml_kit.files import replacing, write_tensors
-from nml_kit.folds import Fold as Fold
-from nml_kit.folds import in_domain_fold as in_domain_fold
-from nml_kit.folds import leave_one_domain_out as leave_one_domain_out
-from nml_kit.folds import samples_to_test, samples_to_train
+from nml_kit.folds import Fold, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, MLPTune, fit_heads
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy, singular_values
 from nml_kit.store import Store, fingerprint

@@ -1,6 +1,6 @@
 """The costly first half of a study: every network of a profile pre-trained, its features extracted, side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from nml_kit.origins import (
 from nml_kit.profiles import Objective, Profile
 from nml_kit.store import Store
 
+TasksOf = Callable[[Profile], dict[str, Task]]  # a module's function: processes of their own call it
+
 
 class Source(NamedTuple):
     """The features of all downstream tasks, by task, from one backbone."""
@@ -34,15 +36,26 @@ def study_sources(
     """Features of every ratio and seed of the profile, and of one random network; what the store lacks is made."""
     task, tasks = pretraining_task(profile), downstream_tasks(profile)
     grid = study_origins(profile, objective)
-    networks = [(_extract, (profile, origin, store)) for origin in grid
-                if not _is_extracted(profile, task, tasks, origin, store)]  # fmt: skip
-    in_parallel(networks, jobs, "networks" if progress else "")
+    extract_all(profile, grid, downstream_tasks, store=store, jobs=jobs, progress=progress)
     sources = []
     for origin in grid:
         backbone = pretrained_backbone(profile, task, origin, store=store, progress=False)
         features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
         sources.append(Source(origin, backbone.name, features))
     return sources
+
+
+def extract_all(
+    profile: Profile, origins: Sequence[Origin], tasks_of: TasksOf, *, store: Store, jobs: int | None, progress: bool
+) -> None:
+    """Pre-train the networks that the store lacks and extract the features of `tasks_of(profile)`, in `jobs` processes.
+
+    None is one process per core; each has one thread, so that results do not depend on their number.
+    """
+    source, tasks = pretraining_task(profile), tasks_of(profile)
+    missing = [(_extract, (profile, origin, tasks_of, store)) for origin in origins
+               if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
+    in_parallel(missing, jobs, "networks" if progress else "")
 
 
 def study_folds(
@@ -67,10 +80,10 @@ def study_folds(
                 yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
 
 
-def _extract(profile: Profile, origin: Origin, store: Store) -> None:
-    """Pre-train one network and extract the features of all downstream tasks into the store."""
+def _extract(profile: Profile, origin: Origin, tasks_of: TasksOf, store: Store) -> None:
+    """Pre-train one network and extract the features of all tasks into the store."""
     backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
-    for task in downstream_tasks(profile).values():
+    for task in tasks_of(profile).values():
         extract_features(task, backbone, store=store, progress=False)
 
 

@@ -63,7 +63,10 @@ class Features:
 
         Raises UnknownNameError if the split or a domain does not occur.
         """
-        rows = select_rows(self.splits, self.domains, split=split, domains_wanted=domains)
+        return self.take(select_rows(self.splits, self.domains, split=split, domains_wanted=domains))
+
+    def take(self, rows: NDArray[Any]) -> "Features":
+        """The rows of a boolean mask (N,) or of integer positions (copied into memory)."""
         return replace(self, values=self.values[rows], ids=self.ids[rows], labels=self.labels[rows],
                        domains=self.domains[rows], splits=self.splits[rows])  # fmt: skip
 

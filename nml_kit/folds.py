@@ -99,8 +99,7 @@ def samples_to_train(features: Features, fold: Fold) -> Features:
     """
     train = features.select(split="train", domains=fold.train_domains)
     if fold.fraction < 1:
-        kept = _stratified(train.ids, train.labels, fold.fraction, fold.seed)
-        train = take_rows(train, kept)
+        train = train.take(_stratified(train.ids, train.labels, fold.fraction, fold.seed))
     if fold.label_noise > 0:
         noise = inject_label_noise(
             train.labels, fold.label_noise, num_classes=len(train.class_names), seed=fold.seed, ids=train.ids
@@ -112,12 +111,6 @@ def samples_to_train(features: Features, fold: Fold) -> Features:
 def samples_to_test(features: Features, fold: Fold) -> Features:
     """The samples that a head is tested on, with their clean labels; UnknownNameError for an unknown domain."""
     return features.select(split="test", domains=fold.test_domains)
-
-
-def take_rows(features: Features, rows: NDArray[Any]) -> Features:
-    """The features of some rows, a mask or positions."""
-    return replace(features, values=features.values[rows], ids=features.ids[rows], labels=features.labels[rows],
-                   domains=features.domains[rows], splits=features.splits[rows])  # fmt: skip
 
 
 def _stratified(ids: NDArray[np.str_], labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.intp]:

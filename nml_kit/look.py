@@ -196,6 +196,14 @@ def interval_trace(part: pd.DataFrame, x: str, y: str, method: str, mark: tuple[
     return trace.update(name=as_text(method), legendgroup=as_text(method))
 
 
+def ratio_band(x: Any, low: Any, high: Any, ratio: float) -> go.Scatter:
+    """The area between two lines, in the colour of a ratio, under its entry of the legend."""
+    there_and_back = np.concatenate([x, x[::-1]])
+    band = go.Scatter(x=there_and_back, y=np.concatenate([high, low[::-1]]), fill="toself", opacity=0.18)
+    band.update(fillcolor=ratio_color(ratio), mode="lines", line={"width": 0}, hoverinfo="skip")
+    return band.update(ratio_legend(ratio, shown=False))
+
+
 def ratio_legend(ratio: float, *, shown: bool) -> dict[str, Any]:
     return {"name": ratio_label(ratio), "legendgroup": ratio_label(ratio), "showlegend": shown}
 

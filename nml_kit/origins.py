@@ -52,15 +52,14 @@ def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelN
     "uniform" and "asymmetric" are kinds of `inject_label_noise`; "confusion" flips a label in proportion to how much
     the other class looks like its own (`similarity_transition` of the train images).
     """
-    train = task.select(split="train")
-    if profile.noise == "confusion" and ratio > 0:
-        return inject_label_noise(
-            train.labels, ratio, num_classes=task.num_classes, kind="transition", seed=seed, ids=train.ids,
-            transition=_confusions(task),
-        )  # fmt: skip
-    # At ratio 0 nothing is confused: the record is the uniform one, and so is the network.
-    kind = "uniform" if profile.noise == "confusion" else profile.noise
-    return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, kind=kind, seed=seed, ids=train.ids)
+    train, transition = task.select(split="train"), None
+    kind: str = profile.noise
+    if kind == "confusion":
+        # At ratio 0 nothing is confused: the record is the uniform one, and so is the network.
+        kind, transition = ("transition", _confusions(task)) if ratio > 0 else ("uniform", None)
+    return inject_label_noise(
+        train.labels, ratio, num_classes=task.num_classes, kind=kind, seed=seed, ids=train.ids, transition=transition
+    )
 
 
 @lru_cache(maxsize=4)

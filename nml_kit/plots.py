@@ -27,6 +27,7 @@ from nml_kit.look import (
     panel_grid,
     panel_names,
     png_uri,
+    ratio_band,
     ratio_color,
     ratio_label,
     ratio_legend,
@@ -54,7 +55,8 @@ def singular_spectrum(spectra: pd.DataFrame, *, title: str) -> go.Figure:
     for ratio in ratios_in_order(spectra):
         part = at_ratio(spectra, ratio).sort_values("index")
         if {"low", "high"} <= set(part):
-            figure.add_trace(_band(part, ratio), 1, 1)
+            low, high = (part[edge].clip(lower=0.1 * _NUMERICAL_ZERO) for edge in ("low", "high"))
+            figure.add_trace(ratio_band(part["index"], low, high, ratio), 1, 1)
         for column, quantity in enumerate(["share", "cumulative_energy"], start=1):
             line = go.Scatter(x=part["index"], y=part[quantity], mode="lines")
             line.hovertemplate = f"{ratio_label(ratio)}<br>i = %{{x}}<br>%{{y:.3g}}<extra></extra>"
@@ -223,13 +225,6 @@ def noise_gallery(images: np.ndarray, titles: Sequence[str], *, title: str) -> g
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     figure.update_layout(margin={"l": 12, "r": 12})
     return finish(figure, title, height=60 + 160 * rows)
-
-
-def _band(part: pd.DataFrame, ratio: float) -> go.Scatter:
-    there_and_back = np.concatenate([part["index"], part["index"][::-1]])
-    edge = np.maximum(np.concatenate([part["high"], part["low"][::-1]]), 0.1 * _NUMERICAL_ZERO)
-    band = go.Scatter(x=there_and_back, y=edge, fill="toself", fillcolor=ratio_color(ratio), opacity=0.18)
-    return band.update(mode="lines", line={"width": 0}, hoverinfo="skip", **ratio_legend(ratio, shown=False))
 
 
 def _ratio_points(part: pd.DataFrame, x: str, y: str, ratio: float, value: str) -> go.Scatter:

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -11,9 +10,10 @@ from nml_kit.look import (
     RANDOM_COLOR,
     as_text,
     at_ratio,
-    error_bar,
     finish,
+    interval_trace,
     method_marks,
+    ratio_band,
     ratio_color,
     ratio_label,
     ratio_legend,
@@ -42,7 +42,7 @@ def pretraining_curves(history: pd.DataFrame, *, title: str) -> go.Figure:
             if line.empty:
                 continue
             if by_epoch["seed"].nunique().max() > 1:
-                figure.add_trace(_seed_band(line, ratio), 1, column)
+                figure.add_trace(ratio_band(line.index, line["min"], line["max"], ratio), 1, column)
             trace = go.Scatter(x=line.index, y=line["mean"], mode="lines+markers", marker={"size": 5})
             trace.update(line={"color": ratio_color(ratio), "width": 2})
             trace.hovertemplate = f"{ratio_label(ratio)}<br>epoch %{{x}}<br>%{{y:.3f}}<extra></extra>"
@@ -86,19 +86,8 @@ def _series_traces(part: pd.DataFrame, series: str, color: str, symbol: str) -> 
     """Trained networks, joined; the random one apart; chance under both."""
     random, traces = part["ratio"].isna(), []
     for rows, shade, mark in ((part[~random], color, symbol), (part[random], RANDOM_COLOR, f"{symbol}-open")):
-        texts = [f"{as_text(series)}, {ratio_label(ratio)}" for ratio in rows["ratio"]]
-        hover = "%{text}<br>%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}]<extra></extra>"
-        trace = go.Scatter(x=rows["place"], y=rows["mean"], text=texts, hovertemplate=hover, mode="lines+markers")
-        trace.update(customdata=rows[["mean", "low", "high"]], error_y=error_bar(rows, shade))
-        trace.update(marker={"color": shade, "symbol": mark, "size": 9}, line={"color": shade, "width": 2})
-        traces.append(trace.update(name=as_text(series), legendgroup=series, showlegend=shade == color))
+        trace = interval_trace(rows, "place", "mean", series, (shade, mark))
+        traces.append(trace.update(mode="lines+markers", showlegend=shade == color))
     chance = go.Scatter(x=part["place"], y=part["chance"], mode="lines", line={"color": color, "dash": "dot"})
     chance.update(hovertemplate=f"chance of {as_text(series)}<br>%{{y:.3f}}<extra></extra>", showlegend=False)
-    return [chance.update(legendgroup=series), *traces]
-
-
-def _seed_band(line: pd.DataFrame, ratio: float) -> go.Scatter:
-    there_and_back = np.concatenate([line.index, line.index[::-1]])
-    edge = np.concatenate([line["max"], line["min"][::-1]])
-    band = go.Scatter(x=there_and_back, y=edge, fill="toself", fillcolor=ratio_color(ratio), opacity=0.18)
-    return band.update(mode="lines", line={"width": 0}, hoverinfo="skip", **ratio_legend(ratio, shown=False))
+    return [chance.update(legendgroup=as_text(series)), *traces]

@@ -17,6 +17,7 @@ from nml_kit.look import (
     error_bar,
     finish,
     method_marks,
+    ratio_band,
     ratio_color,
     ratio_label,
     ratio_legend,
@@ -100,9 +101,7 @@ def metric_against_size(bands: pd.DataFrame, *, title: str) -> go.Figure:
     for column, metric in enumerate(metrics, start=1):
         for ratio in ratios_in_order(bands):
             part = at_ratio(bands[bands["metric"] == metric], ratio).sort_values("n")
-            band = go.Scatter(x=[*part["n"], *part["n"][::-1]], y=[*part["high"], *part["low"][::-1]], fill="toself")
-            band.update(fillcolor=ratio_color(ratio), opacity=0.18, mode="lines", line={"width": 0}, hoverinfo="skip")
-            figure.add_trace(band.update(ratio_legend(ratio, shown=False)), 1, column)
+            figure.add_trace(ratio_band(part["n"], part["low"], part["high"], ratio), 1, column)
             line = _line(part["n"], part["mean"], ratio_color(ratio), ratio_label(ratio), mode="lines+markers")
             figure.add_trace(line.update(ratio_legend(ratio, shown=column == 1)), 1, column)
     sizes = sorted(bands["n"].unique())

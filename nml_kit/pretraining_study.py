@@ -11,7 +11,7 @@ import pandas as pd
 from nml_kit._parallel import in_parallel
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task
-from nml_kit.features import extract_features, is_extracted
+from nml_kit.extraction import extract_all
 from nml_kit.origins import (
     Origin,
     downstream_tasks,
@@ -89,9 +89,7 @@ def _samples(
 ) -> pd.DataFrame:
     source, tasks = pretraining_task(profile), zero_shot_tasks(profile)
     origins = study_origins(profile, "contrastive")
-    missing = [(_extract, (profile, origin, store)) for origin in origins
-               if not _is_extracted(profile, source, tasks, origin, store)]  # fmt: skip
-    in_parallel(missing, jobs, "networks" if progress else "")
+    extract_all(profile, origins, zero_shot_tasks, store=store, jobs=jobs, progress=progress)
     frames = []
     for origin in origins:
         backbone = _backbone(profile, source, origin, store)
@@ -107,16 +105,3 @@ def _backbone(profile: Profile, source: Task, origin: Origin, store: Store) -> B
 
 def _pretrain(profile: Profile, origin: Origin, store: Store) -> None:
     _backbone(profile, pretraining_task(profile), origin, store)
-
-
-def _extract(profile: Profile, origin: Origin, store: Store) -> None:
-    backbone = _backbone(profile, pretraining_task(profile), origin, store)
-    for task in zero_shot_tasks(profile).values():
-        extract_features(task, backbone, store=store, progress=False)
-
-
-def _is_extracted(profile: Profile, source: Task, tasks: dict[str, Task], origin: Origin, store: Store) -> bool:
-    if not is_origin_stored(profile, source, origin, store=store):
-        return False
-    backbone = _backbone(profile, source, origin, store)
-    return all(is_extracted(task, backbone, store=store) for task in tasks.values())

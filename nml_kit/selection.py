@@ -16,7 +16,7 @@ from nml_kit.errors import InvalidInputError
 from nml_kit.evaluate import Evaluation, fit_all, head_settings, outcome, settings_hash
 from nml_kit.features import Features
 from nml_kit.files import write_tensors
-from nml_kit.folds import Fold, samples_to_test, samples_to_train, take_rows
+from nml_kit.folds import Fold, samples_to_test, samples_to_train
 from nml_kit.store import Store
 
 # Raised whenever the same request would choose otherwise or give other predictions or spectra.
@@ -144,8 +144,8 @@ def _validation_accuracy(heads: Mapping[str, BaseEstimator], train: Features, se
     held_out = np.zeros(len(train), dtype=bool)
     by_id = np.argsort(train.ids)  # not the order of files
     held_out[by_id[validation_rows(train.labels[by_id], seed=seed)]] = True
-    fitted = fit_all(heads, take_rows(train, ~held_out))
-    part = take_rows(train, held_out)
+    fitted = fit_all(heads, train.take(~held_out))
+    part = train.take(held_out)
     return np.array([accuracy_score(part.labels, fitted[name].predict(part.values)) for name in heads])
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 
 from nml_kit._feature_rows import Center
 from nml_kit.errors import InvalidInputError
+from nml_kit.extraction import extract_all
 from nml_kit.features import Features, extract_features
-from nml_kit.origins import Origin, downstream_tasks, pretrained_backbone, pretraining_task
+from nml_kit.origins import Origin, downstream_tasks, pretrained_backbone, pretraining_task, study_origins
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectrum import spectra_of_subsets, spectrum_metrics
 from nml_kit.store import Store
@@ -21,17 +22,17 @@ def study_features(
 ) -> Iterator[tuple[Origin, Features]]:
     """The features of one downstream task under each pre-training ratio and seed of the profile, from the store.
 
-    What is missing is made, one after the other; `run_study` makes it in several processes. Raises InvalidInputError
-    for a task that is not among the profile's.
+    What is missing is made, for all tasks of the profile, in one process per core. Raises InvalidInputError for a task
+    that is not among the profile's.
     """
     tasks, source, store = downstream_tasks(profile), pretraining_task(profile), store or Store()
     if task not in tasks:
         raise InvalidInputError(f"Expected a task of profile {profile.name!r} ({', '.join(tasks)}), got {task!r}.")
-    for ratio in profile.ratios:
-        for seed in profile.seeds:
-            origin = Origin(ratio, seed, objective)
-            backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
-            yield origin, extract_features(tasks[task], backbone, store=store, progress=False)
+    _, *origins = study_origins(profile, objective)
+    extract_all(profile, origins, downstream_tasks, store=store, jobs=None, progress=False)
+    for origin in origins:
+        backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
+        yield origin, extract_features(tasks[task], backbone, store=store, progress=False)
 
 
 def metrics_by_choice(features: Features) -> pd.DataFrame:

@@ -12,8 +12,7 @@ from sklearn.base import BaseEstimator
 from nml_kit._parallel import in_parallel
 from nml_kit.errors import unknown_name
 from nml_kit.evaluate import Evaluation, evaluate_fold, is_evaluated, result_rows, sample_scores
-from nml_kit.extraction import study_folds as study_folds
-from nml_kit.extraction import study_sources
+from nml_kit.extraction import study_folds, study_sources
 from nml_kit.features import Features
 from nml_kit.folds import Fold
 from nml_kit.heads import LinearProbe, MLPTune, NMTune

@@ -9,7 +9,7 @@ import pandas as pd
 from nml_kit.errors import InvalidInputError
 from nml_kit.intervals import paired_differences
 from nml_kit.look import panel_names
-from nml_kit.origins import Origin, pretrained_backbone, pretraining_task
+from nml_kit.pretraining_study import pretraining_history
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectra_tables import noise_changes
 from nml_kit.store import Store
@@ -84,16 +84,12 @@ def training_curves(
     """What each pre-training reached after each epoch: variant, ratio, seed, epoch, memorised, test_accuracy.
 
     Fractions: the share of flipped labels that the network predicts (NaN if none is flipped), and the accuracy on the
-    clean test split (NaN for an objective without). Networks are read from the store, or trained one by one.
+    clean test split (NaN for an objective without). Networks are read from the store, or trained.
     """
-    rows = []
-    for name, profile in variants.items():
-        source, store = pretraining_task(profile), store or Store()
-        for origin in (Origin(ratio, seed, objective) for ratio in profile.ratios for seed in profile.seeds):
-            card = pretrained_backbone(profile, source, origin, store=store, progress=False).card or {}
-            rows += [{"variant": name, "ratio": origin.ratio, "seed": origin.seed, **row} for row in card["history"]]
     columns = ["variant", "ratio", "seed", "epoch", "memorised", "test_accuracy"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    histories = [pretraining_history(profile, objective, store=store, progress=False).assign(variant=name)
+                 for name, profile in variants.items()]  # fmt: skip
+    return pd.concat(histories, ignore_index=True)[columns]
 
 
 def variant_rows(studies: Mapping[str, Study]) -> pd.DataFrame:

@@ -13,17 +13,15 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.evaluate import (
     RESULT_COLUMNS,
-    Fold,
     evaluate_fold,
     head_settings,
-    in_domain_fold,
-    leave_one_domain_out,
     result_rows,
     sample_scores,
     settings_hash,
     write_results,
 )
 from nml_kit.features import Features
+from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
 from nml_kit.heads import LinearProbe, NMTune
 
 CONTEXT = {"experiment": "e", "profile": "p", "backbone": "b", "ratio": 0.1, "objective": "supervised", "seed": 0}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nml_kit.backbones import load_backbone  # noqa: F401 (loaded once by the fork server, not by each child)
-from nml_kit.evaluate import evaluate_fold, in_domain_fold, result_rows
+from nml_kit.evaluate import evaluate_fold, result_rows
 from nml_kit.features import extract_features
+from nml_kit.folds import in_domain_fold
 from nml_kit.heads import LinearProbe
 from nml_kit.noise import inject_label_noise
 from nml_kit.pretrain import pretrain

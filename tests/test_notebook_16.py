@@ -1,9 +1,7 @@
 """The notebook of the claims judges results that it is given, and the study of a profile, as the package does."""
 
-import re
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -11,36 +9,20 @@ import yaml
 from nml_kit import batch, load_profile, run_study
 from nml_kit.claims import CLAIMS, VERDICT_COLUMNS, judge_claims, verdict_counts, verdicts_in_words
 from nml_kit.evaluate import RESULT_COLUMNS, write_results
-from nml_kit.export import PLOTLY_MIME
 from nml_kit.run_tables import write_samples
+from tests.one_notebook import NOTEBOOKS, NotebookRun
 from tests.test_claims import DOWN, HUMP, simulate
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "16_claims.ipynb"
+NOTEBOOK = NOTEBOOKS / "16_claims.ipynb"
 pytestmark = [pytest.mark.xdist_group("notebook-16"), pytest.mark.timeout(400)]
 
 
-def run(run_dir: Path, home: Path, profile: str, params: dict[str, str]) -> None:
+def run(root: Path, profile: str, params: dict[str, str]) -> NotebookRun:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(home))
-        status = batch.run_notebook(NOTEBOOK, profile=profile, params=params, run_dir=run_dir)
+        patch.setenv("NML_HOME", str(root / "home"))
+        status = batch.run_notebook(NOTEBOOK, profile=profile, params=params, run_dir=root / "run")
     assert (status.exit_code, status.error) == (0, "")
-
-
-def outputs(run_dir: Path) -> list[nbformat.NotebookNode]:
-    notebook = nbformat.read(run_dir / "notebook.ipynb", as_version=4)
-    found = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    printed = "".join(output.text for output in found if output.output_type == "stream")
-    assert not re.search(r"warning|error|traceback", printed, re.IGNORECASE), printed
-    return [output.data for output in found if output.output_type != "stream"]
-
-
-def said(run_dir: Path) -> str:
-    return "\n".join(data["text/markdown"] for data in outputs(run_dir) if "text/markdown" in data)
-
-
-def titles(run_dir: Path) -> list[str]:
-    figures = [data[PLOTLY_MIME] for data in outputs(run_dir) if PLOTLY_MIME in data]
-    return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in figures]
+    return NotebookRun(root / "run", root / "home")
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +35,23 @@ def judged(tmp_path_factory):
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
     write_samples(root / "results", samples, profile="smoke")
-    run(root / "run", root / "home", "smoke", {"results": str(root / "results")})
-    return root / "run", judge_claims(rows, samples)
+    return run(root, "smoke", {"results": str(root / "results")}), judge_claims(rows, samples)
 
 
 def test_verdicts_are_those_of_the_results_it_was_given(judged):
-    run_dir, expected = judged
-    verdicts = pd.read_parquet(run_dir / "verdicts.parquet")
+    notebook, expected = judged
+    notebook.check_page(figures=3)
+    verdicts = notebook.table("verdicts")
     assert tuple(verdicts.columns) == VERDICT_COLUMNS
     pd.testing.assert_frame_equal(verdicts, expected, check_dtype=False)
     assert set(verdicts.query("claim == 'C2' and contrast.str.contains('30 %')")["verdict"]) == {"supported"}
 
 
 def test_sentence_and_titles_count_the_verdicts(judged):
-    run_dir, verdicts = judged
-    assert f"(profile smoke, seeds per row: 5 to 5): {verdicts_in_words(verdicts)}." in said(run_dir)
+    notebook, verdicts = judged
+    assert f"(profile smoke, seeds per row: 5 to 5): {verdicts_in_words(verdicts)}." in notebook.said
     families = {"Noise and accuracy": ["C1", "C2", "C6"], "Noise and spectra": ["C3", "C4"], "Methods": ["C5"]}
-    for title, (name, claims) in zip(titles(run_dir), families.items(), strict=True):
+    for title, (name, claims) in zip(notebook.titles, families.items(), strict=True):
         counts = verdict_counts(verdicts[verdicts["claim"].isin(claims)]).sum(numeric_only=True)
         assert title == (
             f"{name}: {counts['supported']} of {counts['rows']} rows supported, {counts['contradicted']} contradicted"
@@ -77,8 +59,9 @@ def test_sentence_and_titles_count_the_verdicts(judged):
 
 
 def test_claims_are_stated_before_their_verdicts(judged):
-    run_dir, verdicts = judged
-    tables = [data["text/html"] for data in outputs(run_dir) if "<table" in data.get("text/html", "")]
+    notebook, verdicts = judged
+    html = [output.data.get("text/html", "") for output in notebook.outputs if output.output_type != "stream"]
+    tables = [text for text in html if "<table" in text]
     assert len(tables) == 3
     assert all(claim.statement in tables[0] and claim.id in tables[0] for claim in CLAIMS.values())
     assert all(word not in tables[0] for word in verdicts["why"])
@@ -90,8 +73,8 @@ def test_the_study_of_a_profile_with_one_seed_decides_nothing(tmp_path):
     smallest["downstream"] = {"id": ["digits"], "ood": {"icons": ["outline", "filled"]}, "train_per_class": 4}
     profile = tmp_path / "smallest.yaml"
     profile.write_text(yaml.safe_dump({key: value for key, value in smallest.items() if key != "name"}))
-    run(tmp_path / "run", tmp_path / "home", str(profile), {})
-    verdicts = pd.read_parquet(tmp_path / "run" / "verdicts.parquet")
+    notebook = run(tmp_path, str(profile), {})
+    verdicts = notebook.table("verdicts")
     assert set(verdicts["verdict"]) == {"inconclusive"}
     assert set(verdicts["claim"]) == set(CLAIMS)
     with pytest.MonkeyPatch.context() as patch:
@@ -101,4 +84,4 @@ def test_the_study_of_a_profile_with_one_seed_decides_nothing(tmp_path):
     right = study.samples.query("method == 'LP' and protocol == 'OOD'").groupby("ratio")["correct"].mean()
     (row,) = verdicts.query("claim == 'C2' and task == 'icons' and contrast == 'LP: 30 % − 0 %'").itertuples()
     assert row.effect == pytest.approx(right[0.3] - right[0.0])
-    assert len(titles(tmp_path / "run")) == 3
+    notebook.check_page(figures=3)

@@ -1,9 +1,7 @@
 """Every notebook executed in the profile of seconds: what it writes and says is checked against the parts."""
 
-import re
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,15 +9,14 @@ import pytest
 from nml_kit import batch, suites
 from nml_kit.datasets import load_task
 from nml_kit.evaluate import RESULT_COLUMNS
-from nml_kit.export import PLOTLY_MIME
 from nml_kit.intervals import accuracy_intervals, change_in_words, paired_differences
 from nml_kit.parameters import notebook_parameters, read_source
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
 from nml_kit.study import Study, run_study
 from nml_kit.tables import summary_table
+from tests.one_notebook import NOTEBOOKS, NotebookRun
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FIGURES = {
     "00_start_here": 3,
     "01_noise": 2,
@@ -42,23 +39,20 @@ def runs(tmp_path_factory) -> tuple[Path, Study]:
     return root, study
 
 
-def outputs(root: Path, name: str) -> list[nbformat.NotebookNode]:
-    notebook = nbformat.read(root / "demo-smoke" / name / "notebook.ipynb", as_version=4)
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+def notebook(root: Path, name: str) -> NotebookRun:
+    return NotebookRun(root / "demo-smoke" / name, root / "home")
 
 
 def said(root: Path, name: str) -> str:
-    """All sentences that the notebook computed."""
-    return "\n".join(o.data["text/markdown"] for o in outputs(root, name) if "text/markdown" in o.get("data", {}))
+    return notebook(root, name).said
 
 
 def titles(root: Path, name: str) -> list[str]:
-    figures = [o.data[PLOTLY_MIME] for o in outputs(root, name) if PLOTLY_MIME in o.get("data", {})]
-    return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in figures]
+    return notebook(root, name).titles
 
 
 def rows(root: Path, name: str) -> pd.DataFrame:
-    return pd.read_parquet(root / "demo-smoke" / name / "rows.parquet")
+    return notebook(root, name).table()
 
 
 def test_the_smoke_suite_runs_every_notebook_for_both_objectives():
@@ -73,11 +67,7 @@ def test_the_smoke_suite_runs_every_notebook_for_both_objectives():
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_shown_and_nothing_is_warned_of(runs, name):
     root, _ = runs
-    assert len(titles(root, name)) == FIGURES[name]
-    assert all(titles(root, name))
-    text = "\n".join(o.text for o in outputs(root, name) if o.output_type == "stream")
-    assert not re.search(r"warning|error|traceback", text, re.IGNORECASE), text
-    assert (root / "demo-smoke" / name / "notebook.html").read_text().count("<figure role=") == FIGURES[name]
+    notebook(root, name).check_page(figures=FIGURES[name])
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name != "01_noise"])

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from nml_kit.errors import InvalidInputError
 from nml_kit.evaluate import settings_hash
 from nml_kit.features import Features
-from nml_kit.folds import Fold, in_domain_fold, samples_to_train, take_rows
+from nml_kit.folds import Fold, in_domain_fold, samples_to_train
 from nml_kit.heads import LinearProbe
 from nml_kit.selection import expanded, is_selected, select_head, selection_rows, validation_rows
 
@@ -73,10 +73,10 @@ def test_a_held_out_domain_takes_no_part_in_the_choice(features, store):
 def test_scores_are_those_of_scikit_learn_and_the_winner_learns_from_all_train_samples(features, store):
     selection = select_head(features, in_domain_fold("toy"), NEIGHBOURS, method="kNN", seed=3, store=store)
     train = samples_to_train(features, in_domain_fold("toy"))
-    by_id = take_rows(train, np.argsort(train.ids))
+    by_id = train.take(np.argsort(train.ids))
     held_out = np.zeros(len(train), dtype=bool)
     held_out[validation_rows(by_id.labels, seed=3)] = True
-    rest, part = take_rows(by_id, ~held_out), take_rows(by_id, held_out)
+    rest, part = by_id.take(~held_out), by_id.take(held_out)
     expected = [
         accuracy_score(part.labels, KNeighborsClassifier(n).fit(rest.values, rest.labels).predict(part.values))
         for n in (1, 5, 25)
@@ -91,7 +91,7 @@ def test_scores_are_those_of_scikit_learn_and_the_winner_learns_from_all_train_s
 
 def test_the_part_is_the_same_for_another_order_of_files(features, store):
     order = np.random.default_rng(5).permutation(len(features))
-    other = replace(take_rows(features, order), fingerprint="shuffled")
+    other = replace(features.take(order), fingerprint="shuffled")
     first, second = (
         select_head(given, in_domain_fold("toy"), NEIGHBOURS, method="m", seed=0, store=store)
         for given in (features, other)

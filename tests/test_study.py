@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
-from nml_kit.evaluate import RESULT_COLUMNS, leave_one_domain_out
+from nml_kit.evaluate import RESULT_COLUMNS
 from nml_kit.features import extract_features
-from nml_kit.folds import samples_to_train
+from nml_kit.folds import leave_one_domain_out, samples_to_train
 from nml_kit.heads import LinearProbe
 from nml_kit.intervals import paired_differences
 from nml_kit.origins import Origin, downstream_tasks, label_noise, pretrained_backbone, pretraining_task
