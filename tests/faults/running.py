@@ -58,7 +58,8 @@ class Place:
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def states(self) -> dict[str, str]:
-        return {status.name: status.state for status in read_statuses(self.runs)}
+        """What the runs that have begun are doing, by name."""
+        return {status.name: status.state for status in read_statuses(self.runs)} if self.runs.exists() else {}
 
     def executions(self) -> Counter:
         """How many kernels were started for each run."""

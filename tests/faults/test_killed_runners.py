@@ -8,8 +8,11 @@ Small here. With 60 runs of the shipped notebooks in the smoke profile, some min
 import argparse
 import json
 import random
+import subprocess
 import tempfile
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,13 @@ SIXTY = [
 ]  # fmt: skip
 
 
+def is_interrupted_now(place: Place, process: subprocess.Popen, before: Counter) -> bool:
+    """Whether a kernel started since `before` is at work, so that a kill costs something, or all work is done."""
+    executions = place.executions()
+    at_work = any(state == "running" and executions[run] > before[run] for run, state in place.states().items())
+    return at_work or process.poll() is not None
+
+
 def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: int) -> int:
     """Run a suite undisturbed, then kill it `kills` times within about as long; return the number of runs."""
     begun = time.monotonic()
@@ -40,11 +50,12 @@ def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: i
     assert set(undisturbed.executions().values()) == {1}
     moments = random.Random(kills)
     for _ in range(kills):
-        finished = {name for name, state in place.states().items() if state == "done"} if place.runs.exists() else set()
+        finished = {name for name, state in place.states().items() if state == "done"}
         before = place.executions()
         process = place.start(suite)
         with ended(process):
-            time.sleep(moments.uniform(0.1, 0.9) * duration * min(1, 3 / kills))
+            time.sleep(moments.uniform(0.1, 0.9) * duration * min(0.5, 3 / kills))
+            wait_for(partial(is_interrupted_now, place, process, before))
         after = place.executions()
         print(f"killed with {len(finished)} done before, {sum(after.values())} kernels started in all", flush=True)
         assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
@@ -59,7 +70,7 @@ def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: i
 
 
 def test_a_grid_killed_and_continued(tmp_path):
-    code = "import pathlib, time\ntime.sleep(0.3)\n(pathlib.Path(run_dir) / 'square.txt').write_text(str(seed * seed))"
+    code = "import pathlib, time\ntime.sleep(0.5)\n(pathlib.Path(run_dir) / 'square.txt').write_text(str(seed * seed))"
     write_notebook(tmp_path / "n.ipynb", code, parameters='profile = "smoke"\nseed = 0\nrun_dir = ""')
     suite = tmp_path / "s.yaml"
     entry = {"notebook": "n.ipynb", "grid": {"seed": [0, 1, 2, 3]}}
