@@ -22,7 +22,8 @@ from nml_kit.evaluate import (
 )
 from nml_kit.features import Features
 from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
-from nml_kit.heads import LinearProbe, NMTune
+from nml_kit.heads import LinearProbe, MLPTune, NMTune
+from nml_kit.store import Store
 
 CONTEXT = {"experiment": "e", "profile": "p", "backbone": "b", "ratio": 0.1, "objective": "supervised", "seed": 0}
 
@@ -180,3 +181,12 @@ def test_results_are_written_whole_and_only_where_asked(tmp_path):
     (path,) = write_results(tmp_path / "run", rows=table)
     pd.testing.assert_frame_equal(pd.read_parquet(path), table)
     assert [p.name for p in path.parent.iterdir()] == ["rows.parquet"]
+
+
+def test_a_result_has_the_same_bits_in_any_company(features, tmp_path):
+    heads = {"MLP": MLPTune(epochs=3, random_state=0), "NMTune": NMTune(epochs=3, random_state=0)}
+    fold = in_domain_fold("toy")
+    together = evaluate_fold(features, fold, heads, store=Store(tmp_path / "together"))
+    alone = [evaluate_fold(features, fold, {name: head}, store=Store(tmp_path / name)) for name, head in heads.items()]
+    for one, (other,) in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.singular_values, other.singular_values, strict=True)
