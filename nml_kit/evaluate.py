@@ -193,6 +193,6 @@ def write_results(run_dir: str | Path, **tables: pd.DataFrame) -> list[Path]:
     for name, table in tables.items():
         path = Path(run_dir) / f"{name}.parquet"
         with replacing(path) as temporary:
-            table.to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False, compression="zstd", compression_level=9)
         paths.append(path)
     return paths

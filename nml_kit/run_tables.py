@@ -7,7 +7,7 @@ import pandas as pd
 
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.evaluate import RESULT_COLUMNS
-from nml_kit.files import read_table, replacing
+from nml_kit.files import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,26 +29,6 @@ def read_run_tables(results: str | Path, *, profile: str) -> tuple[pd.DataFrame,
     """
     rows = _gathered(Path(results), "rows.parquet", RESULT_COLUMNS, profile, _SAME_STUDY)
     return rows, _gathered(Path(results), "samples.parquet", SAMPLE_COLUMNS, profile, list(SAMPLE_COLUMNS))
-
-
-def write_samples(run_dir: str | Path, samples: pd.DataFrame, *, profile: str) -> Path:
-    """Write samples (see `Study.samples`) as run_dir/samples.parquet, whole or not at all, for `read_run_tables`.
-
-    Sorted, then with dictionaries and zstd, 12 tasks of 1,500 test samples, three methods and 25 networks take
-    about half a megabyte. Equal samples give equal bytes. Raises InvalidInputError for missing columns.
-    """
-    table = samples.assign(profile=profile)
-    missing = [column for column in SAMPLE_COLUMNS if column not in table]
-    if missing:
-        raise InvalidInputError(f"Expected samples of a Study; missing columns: {', '.join(missing)}.")
-    order = [column for column in SAMPLE_COLUMNS if column not in ("profile", "correct")]
-    table = table[list(SAMPLE_COLUMNS)].sort_values(order, ignore_index=True)
-    path = Path(run_dir) / "samples.parquet"
-    with replacing(path) as temporary:
-        table.to_parquet(
-            temporary, index=False, compression="zstd", compression_level=9, row_group_size=max(len(table), 1)
-        )
-    return path
 
 
 def _gathered(results: Path, file_name: str, columns: tuple[str, ...], profile: str, same: list[str]) -> pd.DataFrame:

@@ -57,7 +57,7 @@ class Study:
     def samples(self) -> pd.DataFrame:
         """One row per test sample, seed, ratio and method: was the head right?"""
         return pd.concat(
-            [sample_scores(run.evaluation, **run.origin._asdict()) for run in self.runs],
+            [sample_scores(run.evaluation, profile=self.profile.name, **run.origin._asdict()) for run in self.runs],
             ignore_index=True,
         )
 

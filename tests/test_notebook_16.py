@@ -9,7 +9,6 @@ import yaml
 from nml_kit import batch, load_profile, run_study
 from nml_kit.claims import CLAIMS, VERDICT_COLUMNS, judge_claims, verdict_counts, verdicts_in_words
 from nml_kit.evaluate import RESULT_COLUMNS, write_results
-from nml_kit.run_tables import write_samples
 from tests.one_notebook import NOTEBOOKS, NotebookRun
 from tests.test_claims import DOWN, HUMP, simulate
 
@@ -34,7 +33,7 @@ def judged(tmp_path_factory):
     rows = rows.assign(**texts, profile="smoke", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
-    write_samples(root / "results", samples, profile="smoke")
+    write_results(root / "results", samples=samples.assign(profile="smoke"))
     return run(root, "smoke", {"results": str(root / "results")}), judge_claims(rows, samples)
 
 
