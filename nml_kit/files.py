@@ -23,11 +23,11 @@ _DEEPEST = 100  # levels of lists and objects in a JSON file
 
 
 def write_tensors(
-    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write named arrays of bool, integers or floats as safetensors; equal content gives equal bytes.
 
-    `metadata` is kept as one JSON text named "nml_kit", because safetensors writes several in a random order.
+    `metadata`, plain data, is kept as one JSON text "nml_kit", because safetensors writes several in a random order.
     Raises InvalidInputError for another dtype and StoreError when the file cannot be written.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}

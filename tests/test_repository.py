@@ -30,7 +30,7 @@ LAYERS = (
     "heads exact_probe",
     "backbones",
     "_processes",
-    "_sgd _pretraining _parallel",
+    "_sgd _pretraining _parallel frozen",
     "contrastive",
     "pretrain features",
     "folds profiles",
