@@ -33,10 +33,11 @@ class SuiteEntry(BaseModel, frozen=True, extra="forbid"):
     """One notebook of a suite, its path relative to the suite file, and the parameters that differ from its own.
 
     `grid` gives several values to parameters: one run for each combination. Notebooks of one stage may run side by
-    side, those of a later one after them.
+    side, those of a later one after them. `profile` is another one than the suite's, as for a costly notebook.
     """
 
     notebook: str
+    profile: str | None = None
     params: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     stage: int = 0
@@ -44,7 +45,7 @@ class SuiteEntry(BaseModel, frozen=True, extra="forbid"):
 
 
 class Suite(BaseModel, frozen=True, extra="forbid"):
-    """Notebooks to run with one profile."""
+    """Notebooks to run with one profile, but for those that name their own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     profile: str
@@ -100,8 +101,8 @@ def _problem(error: Any) -> str:
 def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[PlannedRun]:
     """List the runs of a suite file by stage and in order: in `runs`/<suite>/<notebook>, a grid's points below that.
 
-    Another `profile` than the suite's own goes to `runs`/<suite>-<profile>. Paths in the suite, of notebooks and
-    of a profile's file, may not leave the directory that holds the suites directory.
+    Another `profile` than the suite's own goes to `runs`/<suite>-<profile>; all notebooks then have it. Paths in the
+    suite, of notebooks and of profiles' files, may not leave the directory that holds the suites directory.
     Raises InvalidInputError or DataFileError.
     """
     path = Path(path)
@@ -109,17 +110,21 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
     chosen = profile or suite.profile
     group = suite.name if chosen == suite.profile else f"{suite.name}-{_safe(Path(chosen).stem)}"
     root = (path.parent.parent if path.parent.name == "suites" else path.parent).resolve()
-    if not profile and chosen.endswith((".yaml", ".yml")):
-        chosen = str(_below(root, path, chosen))
     plan: list[PlannedRun] = []
     taken: set[str] = set()
     for entry in suite.notebooks:
         notebook = _below(root, path, entry.notebook)
         name = _untaken(_safe(notebook.stem), taken)
-        base = PlannedRun(notebook, chosen, entry.params, Path(runs) / group / name, entry.stage, name, path.resolve(),
+        own = profile or _profile_below(root, path, entry.profile or suite.profile)
+        base = PlannedRun(notebook, own, entry.params, Path(runs) / group / name, entry.stage, name, path.resolve(),
                           entry.resources.model_dump())  # fmt: skip
         plan += _grid_points(base, entry.grid)
     return sorted(plan, key=lambda run: run.stage)
+
+
+def _profile_below(root: Path, suite: Path, profile: str) -> str:
+    """A profile's name as it is, or the path of its file."""
+    return str(_below(root, suite, profile)) if profile.endswith((".yaml", ".yml")) else profile
 
 
 def _below(root: Path, suite: Path, name: str) -> Path:

@@ -37,6 +37,15 @@ def test_a_suite_becomes_a_plan(tmp_path):
     assert str(other[0].run_dir) == "runs/study-smoke/a"
 
 
+def test_a_notebook_may_have_a_profile_of_its_own_unless_one_is_asked_for(tmp_path):
+    entries = "- notebook: ../a.ipynb\n- {notebook: ../b.ipynb, profile: mine.yaml}\n"
+    path = suite_file(tmp_path, f"name: s\nprofile: small\nnotebooks:\n{entries}")
+    a, b = suites.plan_suite(path, runs="runs")
+    assert (a.profile, b.profile) == ("small", str((path.parent / "mine.yaml").resolve()))
+    assert a.run_dir.parent == b.run_dir.parent == Path("runs/s")
+    assert {run.profile for run in suites.plan_suite(path, runs="runs", profile="smoke")} == {"smoke"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,6 +61,7 @@ def test_a_suite_becomes_a_plan(tmp_path):
         ("name: !!python/object/apply:os.system [echo]\n", "Expected YAML"),
         ("name: s\nprofile: demo\nnotebooks: [{notebook: ../../../x.ipynb}]\n", "expected files under"),
         ("name: s\nprofile: demo\nnotebooks: [{notebook: /etc/x.ipynb}]\n", "expected files under"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, profile: ../../x.yaml}]\n", "expected files under"),
     ],
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
