@@ -17,14 +17,16 @@ ROW_COLUMNS = ("ratio", "method", "protocol", "task", "metric", "value", "n")
 def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
 
-    Columns: noise, method, then accuracy with its 95 % interval, SVE and LSVR, in and out of distribution.
+    Columns: pre-training if there are several objectives, noise, method, then accuracy with its 95 % interval, SVE and
+    LSVR, in and out of distribution.
     Raises InvalidInputError if there is none, DataFileError if one cannot be read.
     """
     paths = sorted(Path(runs).rglob("summary.parquet"))
     if not paths:
         raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
     table = pd.concat([_read(path) for path in paths]).drop_duplicates()
-    shown = {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
+    shown = {"pre-training": table["objective"].tolist()} if table["objective"].nunique() > 1 else {}
+    shown |= {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
     for protocol in ("ID", "OOD"):
         columns = zip(*(table[f"{protocol} {part}"] for part in ("accuracy", "low", "high")), strict=True)
         shown[f"{protocol} accuracy"] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in columns]
@@ -58,12 +60,12 @@ def means_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """One summary: a ratio in [0, 1], or none for the random baseline, a method, and numbers."""
-    table = read_table(path, [*_NUMBERS, "method"])
+    """One summary: a ratio in [0, 1], or none for the random baseline, an objective, a method, and numbers."""
+    table = read_table(path, [*_NUMBERS, "objective", "method"])
     try:
         frame = pd.DataFrame({name: table[name].to_pylist() for name in _NUMBERS}, dtype=float)
         if not frame["ratio"].dropna().between(0, 1).all():
             raise ValueError("a ratio that is no fraction")
     except (TypeError, ValueError, OverflowError) as error:
         raise DataFileError(f"Expected numbers in the summary {path}, got: {error}; run again.") from error
-    return frame.assign(method=list(map(str, table["method"].to_pylist())))
+    return frame.assign(**{name: list(map(str, table[name].to_pylist())) for name in ("objective", "method")})

@@ -25,9 +25,9 @@ def spectrum_bands(spectra: pd.DataFrame, *, task: str, protocol: str, method: s
 def summary_table(study: Study) -> pd.DataFrame:
     """Ratio × method: accuracy with 95 % interval, SVE and LSVR, each a mean over the ID or the OOD tasks.
 
-    Columns: ratio, method, then "accuracy", "low", "high", "sve", "lsvr", each prefixed by "ID " or "OOD ".
+    Columns: objective, ratio, method, then "accuracy", "low", "high", "sve", "lsvr", each prefixed by "ID " or "OOD ".
     """
-    groups = ["protocol", "ratio", "method"]
+    groups = ["protocol", "objective", "ratio", "method"]
     accuracy = accuracy_intervals(study.samples, groups).set_index(groups)[["mean", "low", "high"]]
     per_task = study.rows.groupby([*groups, "task", "metric"], dropna=False)["value"].mean()
     spectra = per_task.groupby([*groups, "metric"], dropna=False).mean().unstack("metric")[["sve", "lsvr"]]

@@ -40,7 +40,7 @@ LAYERS = (
     "extraction",
     "study",
     "_claim_cells",
-    "run_tables",
+    "run_tables reference",
     "_claim_parts",
     "_claim_results",
     "claims",

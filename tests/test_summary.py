@@ -7,10 +7,10 @@ from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.summary import means_of_rows, summary_of_runs
 
 
-def summary_frame(accuracy: float) -> pd.DataFrame:
+def summary_frame(accuracy: float, objective: str = "supervised") -> pd.DataFrame:
     numbers = {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "sve": 4.9, "lsvr": 2.5}
     columns = {f"{protocol} {name}": [value] for protocol in ("ID", "OOD") for name, value in numbers.items()}
-    return pd.DataFrame({"ratio": [float("nan")], "method": ["LP"], **columns})
+    return pd.DataFrame({"objective": [objective], "ratio": [float("nan")], "method": ["LP"], **columns})
 
 
 def result_rows() -> pd.DataFrame:
@@ -41,6 +41,13 @@ def test_summaries_are_gathered_as_text_without_repeats(tmp_path):
     assert list(table) == [
         "noise", "method", "ID accuracy", "ID SVE", "ID LSVR", "OOD accuracy", "OOD SVE", "OOD LSVR",
     ]  # fmt: skip
+
+
+def test_several_objectives_are_told_apart(tmp_path):
+    for objective in ("supervised", "contrastive"):
+        (tmp_path / objective).mkdir()
+        summary_frame(0.5, objective).to_parquet(tmp_path / objective / "summary.parquet")
+    assert summary_of_runs(tmp_path)["pre-training"].tolist() == ["contrastive", "supervised"]
 
 
 def test_no_or_broken_summaries_are_errors(tmp_path):

@@ -1,0 +1,92 @@
+"""Gather the reference results from finished runs of `nml run notebooks/suites/small.yaml` and the store they filled.
+
+python data/build_reference.py runs/small
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from nml_kit import Store, load_profile
+from nml_kit.evaluate import write_results
+from nml_kit.files import write_json
+from nml_kit.frozen import save_frozen
+from nml_kit.origins import Origin, is_origin_stored, pretrained_backbone, pretraining_task
+from nml_kit.profiles import Profile
+from nml_kit.reference import backbone_file
+from nml_kit.run_tables import read_run_tables
+from nml_kit.status import read_statuses
+
+HERE = Path(__file__).parent
+PROFILE = "small"
+STUDY = ("00_start_here", "02_noise_and_transfer")
+PACKAGES = ("nml_kit", "numpy", "open_clip_torch", "pandas", "pyarrow", "scikit-learn", "scipy", "torch")
+
+
+def tables(runs: Path) -> dict[str, pd.DataFrame]:
+    """The rows, samples, spectra and verdicts that the notebooks wrote, sorted so that they are small."""
+    rows, samples = read_run_tables(runs, profile=PROFILE)
+    rows = rows[rows["experiment"].isin(STUDY)]
+    order = [column for column in samples if column not in ("profile", "correct")]
+    spectra = pd.concat([pd.read_parquet(path) for path in sorted(runs.rglob("spectra.parquet"))], ignore_index=True)
+    spectra["share"] = spectra["share"].astype(np.float32)
+    verdicts = pd.concat([pd.read_parquet(path) for path in sorted(runs.rglob("verdicts.parquet"))], ignore_index=True)
+    return {
+        "rows": rows.reset_index(drop=True),
+        "samples": samples.sort_values(order, ignore_index=True),
+        "spectra": spectra.drop(columns="cumulative_energy"),
+        "verdicts": verdicts,
+    }
+
+
+def write_backbones(profile: Profile, objectives: list[str], out: Path) -> None:
+    """Write the networks of the first seed; they must be in the store."""
+    store, task = Store(), pretraining_task(profile)
+    for objective in objectives:
+        for ratio in profile.ratios:
+            origin = Origin(ratio, profile.seeds[0], objective)
+            if not is_origin_stored(profile, task, origin, store=store):
+                raise SystemExit(f"Expected {origin} in the store {store.root}: set NML_HOME to that of the runs.")
+            save_frozen(pretrained_backbone(profile, task, origin, store=store), out / backbone_file(objective, ratio))
+
+
+def provenance(profile: Profile, runs: Path) -> dict[str, object]:
+    """What made the results: settings, versions, machine, and the time of each run."""
+    statuses = [status for status in read_statuses(runs) if status.state in ("done", "hit")]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
+    return {
+        "command": "nml run notebooks/suites/small.yaml && python data/build_reference.py runs/small",
+        "commit": git.stdout.strip(),
+        "profile": profile.model_dump(mode="json"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "seconds": {status.name: round(status.seconds or 0) for status in statuses},
+        "started": min(status.started for status in statuses),
+        "finished": max(status.finished for status in statuses),
+    }
+
+
+def main(
+    runs: Annotated[Path, typer.Argument(help="The directory of the suite's runs.")],
+    out: Annotated[Path, typer.Option(help="Where the reference results go.")] = HERE / "reference",
+) -> None:
+    """Write data/reference anew."""
+    profile = load_profile(PROFILE)
+    shutil.rmtree(out, ignore_errors=True)
+    found = tables(runs)
+    write_results(out, **found)
+    write_backbones(profile, sorted(found["rows"]["objective"].unique()), out)
+    write_json(out / "provenance.json", provenance(profile, runs))
+
+
+if __name__ == "__main__":
+    typer.run(main)
