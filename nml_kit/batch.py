@@ -68,7 +68,9 @@ def _planned(plan: Sequence[PlannedRun]) -> list[tuple[PlannedRun, RunStatus]]:
 
 
 def _rows(planned: list[tuple[PlannedRun, RunStatus]], only: str | None, force: bool) -> list[PlanRow]:
-    chosen = [pair for pair in planned if fnmatch.fnmatchcase(pair[0].name, only or "*")]
+    pattern = only or "*"
+    fits = (pattern, f"{pattern}/*")  # a notebook's name stands for all points of its grid
+    chosen = [pair for pair in planned if any(fnmatch.fnmatchcase(pair[0].name, one) for one in fits)]
     if planned and not chosen:
         names = ", ".join(run.name for run, _ in planned)
         raise InvalidInputError(f"Expected a pattern that fits a run, got {only!r}. Runs: {names}.")

@@ -164,6 +164,7 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
 
     assert actions(plan(), force=True) == {"n/seed=0": "run", "n/seed=1": "run"}
     assert actions(plan(), only="*seed=1") == {"n/seed=1": "hit"}
+    assert actions(plan(), only="n") == actions(plan())
     with pytest.raises(InvalidInputError, match=r"got 'x\*'\. Runs: n/seed=0, n/seed=1"):
         batch.look_ahead(plan(), only="x*")
     own = tmp_path / "smoke.yaml"
