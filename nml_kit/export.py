@@ -19,8 +19,10 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
+from nml_kit._page_tables import mark_text_columns
 from nml_kit.errors import DataFileError
 from nml_kit.files import replacing
+from nml_kit.parameters import run_parameters
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 _PROGRESS_LINE = re.compile(r"\d+%\|| \[\d+:\d\d[<,]")  # tqdm with and without a known total
@@ -43,9 +45,11 @@ _TEMPLATE = """
 {%- block data_javascript -%}{%- endblock data_javascript -%}
 """
 _FIGURE = Markup(
-    '<figure role="img" aria-label="{}"><div class="nml-figure" style="height:{}px"></div>'
-    '<script type="application/json">{}</script></figure>'
+    '<figure role="img" aria-label="{0}"><figcaption>{0}</figcaption>'
+    '<div class="nml-figure" style="height:{1}px"></div>'
+    '<script type="application/json">{2}</script></figure>'
 )
+_LONGEST = 60  # characters of a parameter
 _HIGHEST = 5000  # pixels of a figure: more is a mistake of its maker
 
 
@@ -76,21 +80,25 @@ def notebook_page(
 ) -> Page:
     """The page of a notebook, which is changed; plotly.js is inside, or is the shared file `plotly_src` beside it.
 
-    `name` is the title of a notebook without a heading. `run` (name, state, mood, error) becomes the line above the
-    notebook that leads back to index.html.
+    `name` is the title of a notebook without a heading. Under the first heading stand the parameters of the run, as the
+    notebook's own cells hold them. `run` (name, state, mood, error) becomes the line above the notebook that leads back
+    to index.html.
     """
-    title = _title(notebook, name)
+    title, params = _title(notebook, name), _params(notebook)
     figures: dict[str, dict[str, Any]] = {}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := _readable(output, figures))]
     body, _ = _exporter().from_notebook_node(notebook)
-    body = bleach.clean(body, tags=set(_TAG_NAMES.split()), attributes=_attribute_allowed, protocols=_PROTOCOLS)
+    allowed = {"tags": set(_TAG_NAMES.split()), "attributes": _attribute_allowed, "protocols": _PROTOCOLS}
+    body = bleach.Cleaner(**allowed, filters=[mark_text_columns]).clean(body)
     drawn = {token: _figure_html(figure) for token, figure in figures.items()}
     body = _TOKEN.sub(lambda found: drawn.get(found[0], found[0]), body)
+    heading_end = _end_of_heading(body)
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in _CODE_STYLES)
     text = render(
-        "page.html.j2", title=title, body=Markup(body), run=run,  # noqa: S704 (cleaned above)
+        "page.html.j2", title=title, params=params, run=run,
+        heading=Markup(body[:heading_end]), body=Markup(body[heading_end:]),  # noqa: S704 (cleaned above)
         code_style=Markup(light), dark_code_style=Markup(dark),  # noqa: S704 (of pygments)
         plotly_js=Markup(get_plotlyjs()) if figures and plotly_src is None else "",  # noqa: S704 (of plotly)
         plotly_src=plotly_src if figures else None,
@@ -182,6 +190,25 @@ def _attribute_allowed(tag: str, name: str, value: str) -> bool:
     if (tag, name) == ("a", "href"):
         return value.startswith(("#", "http://", "https://", "mailto:"))
     return name in ("class", "id", "title") or name in _ATTRIBUTES.get(tag, ())
+
+
+def shown_parameters(params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as texts, long ones cut, without empty ones and the run's directory: they say nothing."""
+    shown = ((name, value) for name, value in params.items() if name != "run_dir" and value not in ("", [], None))
+    texts = ((name, value if isinstance(value, str) else repr(value)) for name, value in shown)
+    return [(name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") for name, text in texts]
+
+
+def _params(notebook: NotebookNode) -> list[tuple[str, str]]:
+    try:
+        return shown_parameters(run_parameters(notebook))
+    except ValueError:  # a parameters cell of another kind, or a number too long to print: the code is on the page
+        return []
+
+
+def _end_of_heading(body: str) -> int:
+    """Where the first h1 ends in a cleaned body, in which no text or attribute holds tags; 0 without one."""
+    return body.find("</h1>") + len("</h1>") if "</h1>" in body else 0
 
 
 def _title(notebook: NotebookNode, name: str) -> str:

@@ -39,6 +39,19 @@ def notebook_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     return {name: default for name, default, _ in _assignments(notebook)}
 
 
+def run_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that an executed notebook ran with: its defaults, and over them what papermill injected.
+
+    Raises InvalidInputError as `notebook_parameters` does.
+
+    >>> cells = [("parameters", "task = 'icons'"), ("injected-parameters", "task = 'emoji'")]
+    >>> run_parameters({"cells": [{"source": source, "metadata": {"tags": [tag]}} for tag, source in cells]})
+    {'task': 'emoji'}
+    """
+    injected = {name: value for name, value, _ in _assignments(notebook, "injected-parameters")}
+    return notebook_parameters(notebook) | injected
+
+
 def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Return the values that a parameter annotated as `method: Literal["LP", "MLP"] = "LP"` may take, by name.
 
@@ -47,8 +60,8 @@ def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {name: choices for name, _, choices in _assignments(notebook) if choices}
 
 
-def _assignments(notebook: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+def _assignments(notebook: Mapping[str, Any], tag: str = "parameters") -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    cells = [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
     try:
         for statement in ast.parse(cells[0]["source"]).body if cells else []:
             if isinstance(statement, ast.ImportFrom) and statement.module == "typing":

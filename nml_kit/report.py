@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.export import figure_json, figure_title, notebook_page, read_notebook, render, write_text
+from nml_kit.export import figure_json, figure_title, notebook_page, read_notebook, render, shown_parameters, write_text
 from nml_kit.files import explained, temporary_beside
 from nml_kit.status import RunStatus, read_statuses
 from nml_kit.summary import ROW_COLUMNS, means_of_rows, summary_of_runs
@@ -123,7 +122,8 @@ def _row(status: RunStatus, runs: Path, site: Path) -> Row:
         made = (_thumbnail(figure) for figure in written.figures)
         thumbnails = [one for one in made if one is not None][:_THUMBNAILS]
     return Row(
-        label=Path(status.name).name or runs.name, state=state, mood=mood, page=page, params=_params(status),
+        label=Path(status.name).name or runs.name, state=state, mood=mood, page=page,
+        params=shown_parameters(status.params),
         seconds="" if status.seconds is None else f"{status.seconds:.1f}",
         finished=status.finished.replace("T", " ").removesuffix("+00:00"),
         error=status.error, cell_source=source, numbers=None if state == "waiting" else _numbers(status.run_dir),
@@ -144,12 +144,6 @@ def _page_name(name: str) -> str:
     """A file name that needs no quoting in a link and that no other run has."""
     readable = re.sub("[^a-z0-9]+", "-", name.lower())[:80].strip("-")
     return f"{readable}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}.html"
-
-
-def _params(status: RunStatus) -> list[tuple[str, str]]:
-    shown = {name: value for name, value in status.params.items() if name != "run_dir"}
-    texts = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in shown.items())
-    return [(name, _cut(text)) for name, text in texts]
 
 
 def _failing_source(notebook: Any) -> str:

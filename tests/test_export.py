@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from plotly.offline import get_plotlyjs
 
@@ -154,6 +155,80 @@ def test_tables_texts_and_warnings_are_kept_and_progress_bars_are_not(body):
     assert "\x1b" not in body
     assert "Slider()" not in body
     assert "vertical-align: top;\n    }" not in body  # pandas' style block, which would show as text
+
+
+def table_html(*, style: bool) -> str:
+    """A table of an index, numbers, and texts, as pandas writes it."""
+    frame = pd.DataFrame(
+        {
+            "n": [3, 40],
+            "difference": ["+0.01 [−0.02, 0.04]", "–"],
+            "ratio": ["5 %", "random init"],
+            "why": ["w" * 50, "1"],
+        },
+        index=pd.Index(["LP", "7"], name="method"),
+    )
+    return (
+        frame.style.set_table_styles([{"selector": "td", "props": "color: red"}]).to_html()
+        if style
+        else frame.to_html()
+    )
+
+
+@pytest.mark.parametrize("style", [True, False])
+def test_columns_of_texts_are_marked_and_the_styles_of_data_are_not_taken_over(tmp_path, style):
+    notebook = write_notebook(tmp_path / "n.ipynb", new_output("display_data", {"text/html": table_html(style=style)}))
+    html = export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8").split("</head>", 1)[1]
+    assert "color: red" not in html
+    rows = BeautifulSoup(html, "html.parser").select("table tr")
+    marked = [
+        [cell.get_text() for cell in row.find_all(["th", "td"]) if "nml-text" in cell.get("class", [])] for row in rows
+    ]
+    heading, names, first, second = marked
+    assert heading[-2:] == ["ratio", "why"]
+    assert not {"n", "difference"} & set(heading + names)
+    assert first == ["LP", "5 %", "w" * 50]
+    assert second == ["7", "random init", "1"]
+    long = BeautifulSoup(html, "html.parser").select("table .nml-long")
+    assert [cell.get_text() for cell in long] == ["w" * 50, "1"]
+
+
+def test_a_heading_over_several_columns_and_a_table_in_a_cell_keep_their_places(tmp_path):
+    text = (
+        '<table><thead><tr><th></th><th colspan="2">two</th></tr><tr><th></th><th>a</th><th>b</th></tr></thead>'
+        '<tbody><tr><th rowspan="2">x</th><td>1</td><td><table><tr><td>inner</td></tr></table></td></tr>'
+        "<tr><td>2</td><td>3</td></tr></tbody></table>"
+    )
+    notebook = write_notebook(tmp_path / "n.ipynb", new_output("display_data", {"text/html": text}))
+    page = BeautifulSoup(export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
+    marked = [cell.get_text() for cell in page.select("table .nml-text")]
+    assert marked == ["", "", "b", "x", "inner", "3"]
+
+
+def parameters_cell(source: str, tag: str = "parameters") -> nbformat.NotebookNode:
+    return new_code_cell(source, metadata={"tags": [tag]})
+
+
+def test_the_parameters_of_the_run_stand_under_the_title_as_text(tmp_path):
+    cells = [
+        new_markdown_cell("# A question\n\nMore."),
+        parameters_cell("profile = 'demo'\nobjective = 'supervised'\nrun_dir = ''\nratios = []\nrate = 0.1"),
+        parameters_cell(f"# Parameters\nobjective = {SCRIPT!r}\nrun_dir = '/elsewhere'", "injected-parameters"),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "n.ipynb")
+    html = export_html(tmp_path / "n.ipynb", tmp_path / "n.html").read_text(encoding="utf-8")
+    page = BeautifulSoup(html, "html.parser")
+    shown = [one.get_text() for one in page.select(".params .param")]
+    assert shown == ["profile = demo", f"objective = {SCRIPT}", "rate = 0.1"]
+    assert page.select_one("h1").find_next("p")["class"] == ["params"]
+    assert "<script>" not in html
+
+
+@pytest.mark.parametrize("source", ["import os\nx = os.sep", "x = (", f"x = 0x{'f' * 5000}"])
+def test_a_parameters_cell_of_another_kind_is_left_to_the_code(tmp_path, source):
+    nbformat.write(new_notebook(cells=[parameters_cell(source)]), tmp_path / "n.ipynb")
+    html = export_html(tmp_path / "n.ipynb", tmp_path / "n.html").read_text(encoding="utf-8")
+    assert '<p class="params">' not in html
 
 
 def test_code_is_folded_away(body):
