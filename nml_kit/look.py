@@ -24,6 +24,7 @@ _SPARE_MARKS = [("#CC79A7", "triangle-up"), ("#000000", "x"), ("#56B4E9", "star"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 INK, _QUIET, _GRID = "#1f2430", "#5b6270", "#e6e8ec"
 _LINE_HEIGHT = 25  # pixels of one title line
+_PANEL_TITLE, _PANEL_FONT = 24, 14  # pixels above the first row of panels, for their titles; of these
 _ROW_GAP = 72  # pixels between rows of panels: tick labels, axis title, panel title
 
 _AXIS = {
@@ -209,11 +210,17 @@ def ratio_legend(ratio: float, *, shown: bool) -> dict[str, Any]:
 
 
 def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None) -> go.Figure:
-    """Give `figure` the template, its title in wrapped lines and a legend row; `height` of the panels in pixels."""
+    """Give `figure` the template, its title in wrapped lines, a legend row, room for titles of panels.
+
+    `height` is that of the panels in pixels.
+    """
+    panel_titles = [note for note in figure.layout.annotations if note.yref == "paper" and note.yanchor == "bottom"]
+    for note in panel_titles:
+        note.font.size = min(note.font.size or _PANEL_FONT, _PANEL_FONT)  # neighbours would meet in a narrow page
     lines = wrap(title, 90)
     extra_lines = lines.count("<br>")
     title_height = 16 + _LINE_HEIGHT * (extra_lines + 1)
-    top = title_height + (64 if legend else 10)
+    top = title_height + (64 if legend else 10 + _PANEL_TITLE * bool(panel_titles))
     total = height + top
     figure.update_layout(template="nml", height=total, margin={"t": top})
     # plotly centres further title lines about the first one: half a line down for each keeps them inside
@@ -222,3 +229,8 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
     figure.update_layout(showlegend=legend is not None)
     figure.update_layout(legend={"title": {"text": f"{legend}  "}, "y": 1 - title_height / total})
     return figure
+
+
+def epoch_axis(figure: go.Figure, last: int) -> None:
+    """Label the horizontal axes with whole epochs up to the `last`, at most about seven of them."""
+    figure.update_xaxes(title_text="epoch", rangemode="tozero", tick0=0, dtick=max(1, math.ceil(last / 7)))

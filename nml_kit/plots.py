@@ -85,11 +85,12 @@ def metric_against_accuracy(points: pd.DataFrame, metric: str, *, title: str) ->
     change = points.assign(**(points[[metric, "accuracy"]] - first).where(points["ratio"].notna()))
     change_view = _metric_panels(change, metric, f"{metric.upper()}: change (nats)", "accuracy: change (fraction)")
     value_view = _metric_panels(points, metric, f"{metric.upper()} (nats)", "accuracy (fraction)")
+    for view in (change_view, value_view):
+        finish(view, title, height=430, legend=_NOISE)
     buttons = [_view_button("Change from clean", change_view), _view_button("Values", value_view)]
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "bgcolor": "white"}
     place = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": 30}, "font": {"size": 12}}
-    change_view.update_layout(updatemenus=[menu | place])
-    return finish(change_view, title, height=430, legend=_NOISE)
+    return change_view.update_layout(updatemenus=[menu | place])
 
 
 def accuracy_against_ratio(summary: pd.DataFrame, *, title: str) -> go.Figure:
@@ -100,7 +101,7 @@ def accuracy_against_ratio(summary: pd.DataFrame, *, title: str) -> go.Figure:
     Raises InvalidInputError for missing columns.
     """
     require_columns(summary, _SUMMARY, "accuracy_against_ratio")
-    axes = "noise in pre-training (share of labels)", "accuracy (fraction)"
+    axes = "noise in pre-training", "accuracy (fraction)"
     figure, places = panel_grid(summary, *axes, panel_height=235)
     marks, seen = method_marks(summary["method"]), set[str]()
     ratios = [ratio for ratio in ratios_in_order(summary) if not math.isnan(ratio)]

@@ -10,6 +10,7 @@ from nml_kit.look import (
     RANDOM_COLOR,
     as_text,
     at_ratio,
+    epoch_axis,
     finish,
     interval_trace,
     method_marks,
@@ -47,7 +48,7 @@ def pretraining_curves(history: pd.DataFrame, *, title: str) -> go.Figure:
             trace.update(line={"color": ratio_color(ratio), "width": 2})
             trace.hovertemplate = f"{ratio_label(ratio)}<br>epoch %{{x}}<br>%{{y:.3f}}<extra></extra>"
             figure.add_trace(trace.update(ratio_legend(ratio, shown=column == 1)), 1, column)
-    figure.update_xaxes(title_text="epoch", rangemode="tozero")
+    epoch_axis(figure, int(history["epoch"].max()))
     figure.update_yaxes(rangemode="tozero")
     return finish(figure, title, height=360, legend="Noise in pre-training")
 

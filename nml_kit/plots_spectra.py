@@ -56,8 +56,7 @@ def metrics_against_ratio(values: pd.DataFrame, *, title: str) -> go.Figure:
     ratios = ratios_in_order(values)
     figure.update_xaxes(tickvals=ratios, ticktext=[ratio_label(ratio) for ratio in ratios])
     figure.update_xaxes(title_text="noise in pre-training", row=max(row for row, _ in places.values()))
-    figure = finish(figure, title, height=height)
-    return figure.update_layout(height=figure.layout.height + 24, margin_t=figure.layout.margin.t + 24)  # panel titles
+    return finish(figure, title, height=height)
 
 
 def metric_by_choice(bands: pd.DataFrame, *, title: str) -> go.Figure:

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from nml_kit.look import (
     as_text,
     at_ratio,
+    epoch_axis,
     finish,
     panel_names,
     ratio_color,
@@ -51,7 +52,7 @@ def memorisation_curves(curves: pd.DataFrame, *, title: str) -> go.Figure:
     """
     columns = ["variant", "ratio", "seed", "epoch", "memorised", "test_accuracy"]
     require_columns(curves, columns, "memorisation_curves")
-    panels = {"memorised": "flipped labels memorised", "test_accuracy": "accuracy on clean test labels"}
+    panels = {"memorised": "share of the noise memorised", "test_accuracy": "accuracy on clean test images"}
     figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=list(panels.values()))
     variants = list(curves["variant"].unique())
     for ratio in ratios_in_order(curves):
@@ -65,10 +66,10 @@ def memorisation_curves(curves: pd.DataFrame, *, title: str) -> go.Figure:
                 line.update(hovertemplate=f"{name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>")
                 if means[quantity].notna().any():
                     figure.add_trace(line.update(showlegend=quantity == "test_accuracy"), 1, column)
-    figure.update_xaxes(title_text="epoch", nticks=6, tickformat="d").update_yaxes(title_text="fraction", col=1)
+    epoch_axis(figure, int(curves["epoch"].max()))
+    figure.update_yaxes(title_text="fraction", col=1)
     # The legend lies below: one entry for each pair of variant and ratio would not fit above.
     figure = finish(figure, title, height=360 + 24 * len(variants))
     below = {"orientation": "v", "x": 0, "xref": "paper", "y": -0.22, "yref": "paper", "yanchor": "top"}
-    figure.update_layout(height=figure.layout.height + 24, margin_t=figure.layout.margin.t + 24)  # panel titles
     figure.update_layout(showlegend=True, legend=below | {"title": {"text": ""}})
     return figure

@@ -113,6 +113,12 @@ def test_a_long_title_is_wrapped_and_given_room():
     assert long.layout.height - short.layout.height == long.layout.margin.t - short.layout.margin.t == 50
 
 
+def test_noise_is_named_alike_whether_of_labels_or_captions():
+    shown = plots.accuracy_against_ratio(summary(), title="t"), plots.method_comparison(summary(), title="t")
+    texts = {axis.title.text for figure in shown for axis in (*figure.select_xaxes(), *figure.select_yaxes())}
+    assert texts - {None} == {"noise in pre-training", "accuracy (fraction)"}
+
+
 # ---- the look
 
 

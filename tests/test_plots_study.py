@@ -73,6 +73,37 @@ def test_missing_columns_are_listed_and_texts_are_never_markup(draw, make, colum
     assert figure.layout.template.layout.font.size == 13
 
 
+@pytest.mark.parametrize(("draw", "make", "columns", "more"), FIGURES)
+def test_titles_of_panels_have_their_room_below_the_title(draw, make, columns, more):
+    """Above lie the title (from 12 pixels, 25 a line), a legend row if there is one, and the panels' titles."""
+    figure = draw(make(), title="t", **more)
+    panel_titles = [note for note in figure.layout.annotations if note.y == 1 and note.yref == "paper"]
+    rows = 1 + bool(figure.layout.showlegend)
+    above = 12 + 25 * rows + max((note.font.size + 4 for note in panel_titles), default=0)
+    assert figure.layout.margin.t >= above
+    assert all(note.font.size <= 14 for note in panel_titles)
+
+
+def test_one_variant_needs_no_legend_but_the_room_of_panel_titles():
+    some = changes().query("variant == 'a'")
+    figure = plots_spectra.changes_by_variant(some, title="t", legend="Kind")
+    plain = plots_study.best_ratio_probabilities(probabilities(), title="t")
+    assert figure.layout.margin.t == plain.layout.margin.t + 24
+
+
+@pytest.mark.parametrize("epochs", [2, 8, 30])
+def test_epochs_are_whole_numbers_and_few(epochs):
+    curves = grid(variant=["a", HOSTILE], ratio=RATIOS, seed=[0], epoch=range(1, epochs + 1))
+    curves = curves.assign(memorised=0.1, test_accuracy=0.5)
+    figure = plots_study.memorisation_curves(curves, title="t")
+    assert {title.text for title in figure.layout.annotations} == {
+        "share of the noise memorised", "accuracy on clean test images"
+    }  # fmt: skip
+    for axis in figure.select_xaxes():
+        assert axis.dtick == int(axis.dtick) >= 1
+        assert 2 <= epochs // axis.dtick <= 7
+
+
 def test_metrics_show_each_seed_and_the_mean():
     figure = plots_spectra.metrics_against_ratio(values(), title="t")
     sve = values().query("metric == 'sve'")
