@@ -12,7 +12,7 @@ Token = dict[str, Any]  # of html5lib's token stream: type, name, data (attribut
 TEXT, LONG = "nml-text", "nml-long"  # classes: a cell of a column of texts; one of long texts
 _CLASS = (None, "class")
 _NUMBERS = re.compile(r"(?:[\s\d.,;:/%+\-−–±×≤≥<>≈()\[\]]|(?<=\d)e(?=[+\-\d])|nan|NaN|NaT|None|NA|inf)*")
-_LONG = 40  # characters
+_LONG = 24  # characters
 
 
 def mark_text_columns(source: Iterable[Token]) -> Iterator[Token]:

@@ -215,8 +215,8 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
     `height` is that of the panels in pixels.
     """
     panel_titles = [note for note in figure.layout.annotations if note.yref == "paper" and note.yanchor == "bottom"]
-    for note in panel_titles:
-        note.font.size = min(note.font.size or _PANEL_FONT, _PANEL_FONT)  # neighbours would meet in a narrow page
+    for note in panel_titles:  # larger, neighbours would meet in a narrow page; lower, rules would touch them
+        note.update(font_size=min(note.font.size or _PANEL_FONT, _PANEL_FONT), yshift=4)
     lines = wrap(title, 90)
     extra_lines = lines.count("<br>")
     title_height = 16 + _LINE_HEIGHT * (extra_lines + 1)

@@ -92,12 +92,12 @@ def variant_effects(differences: pd.DataFrame, *, title: str) -> go.Figure:
     gap = 1.6 / (sum(heights) + 1.6 * len(groups))
     figure = make_subplots(len(groups), 1, shared_xaxes=True, row_heights=heights, vertical_spacing=gap,
                            subplot_titles=[as_text(group) for group in groups])  # fmt: skip
-    protocols, seen = sorted(differences["protocol"].unique()), set[str]()
+    seen = set[str]()
     for row, group in enumerate(groups, start=1):
+        of_group = differences[differences["group"] == group]
+        protocols = sorted(of_group["protocol"].unique())
         for protocol in protocols:
-            part = differences[(differences["group"] == group) & (differences["protocol"] == protocol)]
-            if part.empty:
-                continue
+            part = of_group[of_group["protocol"] == protocol]
             places = dodge(part["method"], names[group], protocol, protocols)
             figure.add_trace(_effects(part, places, protocol).update(showlegend=protocol not in seen), row, 1)
             seen.add(protocol)

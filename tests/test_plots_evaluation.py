@@ -42,6 +42,7 @@ def test_each_protocol_is_in_the_legend_once_wherever_it_first_occurs():
     figure = variant_effects(table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.1), title="t")
     assert [(trace.name, trace.showlegend) for trace in figure.data] == [("ID", True), ("OOD", True)]
     np.testing.assert_array_equal(figure.data[1].x, [-0.1, 0.2])
+    assert [list(trace.y) for trace in figure.data] == [[0], [0, 1]]  # alone in its panel: on its row
     assert list(figure.layout.yaxis2.ticktext) == ["&lt;b&gt;", "ridge"]
 
 
