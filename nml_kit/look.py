@@ -233,4 +233,4 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
 
 def epoch_axis(figure: go.Figure, last: int) -> None:
     """Label the horizontal axes with whole epochs up to the `last`, at most about seven of them."""
-    figure.update_xaxes(title_text="epoch", rangemode="tozero", tick0=0, dtick=max(1, math.ceil(last / 7)))
+    figure.update_xaxes(title_text="epoch", tick0=0, dtick=max(1, math.ceil(last / 7)))
