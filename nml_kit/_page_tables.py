@@ -37,6 +37,15 @@ def mark_text_columns(source: Iterable[Token]) -> Iterator[Token]:
     yield from table
 
 
+def holds_numbers(text: str) -> bool:
+    """Whether a cell holds nothing but numbers, signs and brackets, or nothing.
+
+    >>> holds_numbers("+0.01 [−0.02, 0.04]"), holds_numbers("5 %"), holds_numbers("5 epochs")
+    (True, True, False)
+    """
+    return _NUMBERS.fullmatch(text) is not None
+
+
 @dataclass
 class _Cell:
     """A cell of a table by its start tag; whether it is in the table's body; its text."""
@@ -61,7 +70,7 @@ def _mark(table: list[Token]) -> None:
     longest: dict[int, int] = {}  # characters of texts, by column
     for row in rows:
         for column, cell in _counted(row):
-            if cell.body and not cell.heading and not _NUMBERS.fullmatch(cell.text):
+            if cell.body and not cell.heading and not holds_numbers(cell.text):
                 longest[column] = max(longest.get(column, 0), len(cell.text.strip()))
     data = [column for row in rows for column, cell in _counted(row) if cell.body and not cell.heading]
     for row in rows:

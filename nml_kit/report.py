@@ -19,6 +19,7 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from nml_kit._page_tables import TEXT, holds_numbers
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.export import figure_json, figure_title, notebook_page, read_notebook, render, shown_parameters, write_text
 from nml_kit.files import explained, temporary_beside
@@ -49,11 +50,17 @@ _TRACE_KEYS = (
 
 
 class Table(NamedTuple):
-    """A small table of texts for the index."""
+    """A small table of texts for the index, with the class of each column's cells in the page."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Of columns of texts, TEXT; of others, none."""
+        cells = [[row[place] for row in self.rows] for place in range(len(self.columns))]
+        return ["" if all(map(holds_numbers, column)) else TEXT for column in cells]
 
 
 class Thumbnail(NamedTuple):

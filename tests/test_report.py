@@ -116,6 +116,8 @@ def test_a_run_tells_parameters_times_numbers_and_its_first_figures(index):
     assert hostile.startswith(f"{HOSTILE} = </script><script>")
     assert [cell.get_text() for cell in good.select("tr:first-child > td")[3:5]] == ["12.3", "2026-01-02 03:04:05"]
     assert [cell.get_text() for cell in good.select(".numbers td")][2] == "0.500 [0.490, 0.510]"
+    texts = {cell.get_text() for cell in good.select(".numbers th.nml-text")}
+    assert texts == {cell.get_text() for cell in good.select(".numbers th")[:2]}
     assert len(good.select(".thumbs a .nml-figure[data-lazy]")) == 3
     assert [cell.get_text() for cell in run_of(index, "going").select(".numbers td")][1] == "0.1235"
     assert "cannot be read" in run_of(index, "dead").select_one("details summary").get_text()
