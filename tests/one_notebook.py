@@ -17,10 +17,9 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """The run directory of a notebook and the store it filled, `home`."""
+    """What a notebook left in its run directory."""
 
     run_dir: Path
-    home: Path
 
     @property
     def outputs(self) -> list[nbformat.NotebookNode]:
@@ -49,11 +48,11 @@ class NotebookRun:
         assert (self.run_dir / "notebook.html").read_text().count("<figure role=") == figures
 
 
-def run_notebook(name: str, root: Path, **params: Any) -> NotebookRun:
-    """Run a notebook of the repository in profile "smoke" with a store of its own below `root`."""
+def run_notebook(name: str, root: Path, home: Path, **params: Any) -> NotebookRun:
+    """Run a notebook of the repository in profile "smoke", below `root`, with the store in `home`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(root / "home"))
+        patch.setenv("NML_HOME", str(home))
         plan = suites.plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile="smoke", params=params)
         (result,) = batch.run_suite(plan)
     assert (result.exit_code, result.error) == (0, "")
-    return NotebookRun(root / "smoke" / name, root / "home")
+    return NotebookRun(root / "smoke" / name)

@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.xdist_group("notebook-10"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("10_noise_kinds", tmp_path_factory.mktemp("nb10"))
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook("10_noise_kinds", tmp_path_factory.mktemp("nb10"), smoke_home)
 
 
-def test_rows_and_sentences_are_those_of_the_studies(run):
+def test_rows_and_sentences_are_those_of_the_studies(run, smoke_home):
     run.check_page(figures=3)
-    studies = run_kinds(load_profile("smoke"), store=Store(run.home), progress=False)
+    studies = run_kinds(load_profile("smoke"), store=Store(smoke_home), progress=False)
     rows = run.table()
     assert (
         rows.groupby("kind", sort=False)["value"].agg(list).to_dict()

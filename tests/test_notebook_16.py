@@ -21,7 +21,7 @@ def run(root: Path, profile: str, params: dict[str, str]) -> NotebookRun:
         patch.setenv("NML_HOME", str(root / "home"))
         status = batch.run_notebook(NOTEBOOK, profile=profile, params=params, run_dir=root / "run")
     assert (status.exit_code, status.error) == (0, "")
-    return NotebookRun(root / "run", root / "home")
+    return NotebookRun(root / "run")
 
 
 @pytest.fixture(scope="module")
