@@ -21,6 +21,7 @@ def test_shares_memorised_and_drops_are_those_of_each_recipe(run, smoke_home):
     run.check_page(figures=2)
     curves, rows = run.table("curves"), run.table()
     assert set(curves["ratio"]) == {0.0, 0.2}
+    assert len(set(rows["variant"])) == 4
     last = curves[curves["ratio"] == 0.2].groupby("variant")["memorised"].last()
     for name, profile in recipe_variants(load_profile("smoke"), ratios=[0.0, 0.2]).items():
         assert f"{last[name]:.0%} {name}" in run.titles[0]
