@@ -29,14 +29,14 @@ def recipe_variants(
     """The profile with other recipes of pre-training, by name: what decides how much noise is memorised.
 
     "as the profile", "twice the epochs", "twice the epochs, no augmentation" (max_shift 0) and, if the architecture is
-    a compact one wider than 8, "half the width" (of each stage; the next multiple of 8), at `ratios` (fractions; none:
+    a compact one wider than 8, "narrower network" (half as wide, rounded up to a multiple of 8), at `ratios` (fractions; none:
     0 and the profile's highest).
 
     >>> from nml_kit import load_profile
     >>> variants = recipe_variants(load_profile("demo"))
     >>> {name: variant.recipe.epochs for name, variant in variants.items()}
-    {'as the profile': 8, 'twice the epochs': 16, 'twice the epochs, no augmentation': 16, 'half the width': 8}
-    >>> variants["half the width"].recipe.architecture
+    {'as the profile': 8, 'twice the epochs': 16, 'twice the epochs, no augmentation': 16, 'narrower network': 8}
+    >>> variants["narrower network"].recipe.architecture
     'compact-resnet:16'
     """
     field, chosen = _RECIPE_FIELDS[objective], tuple(ratios) or (0.0, max(profile.ratios))
@@ -48,7 +48,7 @@ def recipe_variants(
         "twice the epochs, no augmentation": longer | {"max_shift": 0},
     }
     if narrower := _half_as_wide(recipe.architecture):
-        changes["half the width"] = {"architecture": narrower}
+        changes["narrower network"] = {"architecture": narrower}
     return {name: profile.model_copy(update={field: recipe.model_copy(update=change), "ratios": chosen})
             for name, change in changes.items()}  # fmt: skip
 

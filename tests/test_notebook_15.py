@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.xdist_group("notebook-15"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("15_runtime", tmp_path_factory.mktemp("nb15"), objective="contrastive", repeats=2)
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook("15_runtime", tmp_path_factory.mktemp("nb15"), smoke_home, objective="contrastive", repeats=2)
 
 
 def test_titles_and_sentences_are_those_of_the_repeats(run):
@@ -31,7 +31,7 @@ def test_titles_and_sentences_are_those_of_the_repeats(run):
     assert "Measured** on one thread of " in run.said
 
 
-def test_rows_hold_sizes_and_no_seconds(run):
+def test_rows_hold_sizes_and_no_seconds(run, smoke_home):
     rows, profile = run.table(), load_profile("smoke")
     assert len(rows) == len(HEADS) * len(profile.downstream.id)
     assert not {"seconds", "repeat"} & set(rows.columns)
@@ -41,7 +41,7 @@ def test_rows_hold_sizes_and_no_seconds(run):
     assert (rows["parameters"] == linear + hidden * 2 * (D * D + D)).all()
     assert set(zip(rows["ratio"], rows["seed"], rows["objective"], strict=True)) == {(0.0, 0, "contrastive")}
     backbone = pretrained_backbone(
-        profile, pretraining_task(profile), Origin(0.0, 0, "contrastive"), store=Store(run.home), progress=False
+        profile, pretraining_task(profile), Origin(0.0, 0, "contrastive"), store=Store(smoke_home), progress=False
     )
     assert f"the backbone has {backbone_parameters(backbone):,d} parameters" in run.said
 

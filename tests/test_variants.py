@@ -58,9 +58,9 @@ def test_recipes_differ_in_what_they_say(profile):
 def test_half_the_width_changes_the_architecture_alone(profile, objective, field, base, width, half):
     own = getattr(profile, field).model_copy(update={"architecture": base + width})
     variants = recipe_variants(profile.model_copy(update={field: own}), objective)
-    narrower = getattr(variants["half the width"], field)
+    narrower = getattr(variants["narrower network"], field)
     assert narrower == own.model_copy(update={"architecture": base + half})
-    assert variants["half the width"] == variants["as the profile"].model_copy(update={field: narrower})
+    assert variants["narrower network"] == variants["as the profile"].model_copy(update={field: narrower})
 
 
 @pytest.mark.parametrize("architecture", ["compact-resnet:8", "torchvision:resnet18"])
@@ -74,7 +74,7 @@ def test_what_cannot_be_halved_has_no_such_variant(profile, architecture):
 def test_half_the_width_has_about_a_quarter_of_the_weights(profile):
     own, half = (
         sum(weight.numel() for weight in build_network(name, num_classes=2, seed=0).parameters())
-        for name in ("compact-resnet", recipe_variants(profile)["half the width"].recipe.architecture)
+        for name in ("compact-resnet", recipe_variants(profile)["narrower network"].recipe.architecture)
     )
     assert own / half == pytest.approx(4, rel=0.05)
 
