@@ -29,8 +29,8 @@ def recipe_variants(
     """The profile with other recipes of pre-training, by name: what decides how much noise is memorised.
 
     "as the profile", "twice the epochs", "twice the epochs, no augmentation" (max_shift 0) and, if the architecture is
-    a compact one wider than 8, "narrower network" (half as wide, rounded up to a multiple of 8), at `ratios` (fractions; none:
-    0 and the profile's highest).
+    a compact one wider than 8, "narrower network" (half as wide, rounded up to a multiple of 8), at `ratios`
+    (fractions; none: 0 and the profile's highest).
 
     >>> from nml_kit import load_profile
     >>> variants = recipe_variants(load_profile("demo"))
