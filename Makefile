@@ -15,7 +15,7 @@ demo: .venv/installed  ## pre-train, extract, probe, draw: the main job on the s
 	$(BIN)/nml summary runs/demo
 
 test: .venv/installed  ## all tests, two at a time, with coverage
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term --durations=15
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .

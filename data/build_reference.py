@@ -16,6 +16,7 @@ import pandas as pd
 import typer
 
 from nml_kit import Store, load_profile
+from nml_kit.claims import judge_claims
 from nml_kit.evaluate import write_results
 from nml_kit.files import write_json
 from nml_kit.frozen import save_frozen
@@ -32,18 +33,17 @@ PACKAGES = ("nml_kit", "numpy", "open_clip_torch", "pandas", "pyarrow", "scikit-
 
 
 def tables(runs: Path) -> dict[str, pd.DataFrame]:
-    """The rows, samples, spectra and verdicts that the notebooks wrote, sorted so that they are small."""
+    """Rows, samples and spectra as the notebooks wrote them, sorted to be small, and the verdicts on all of them."""
     rows, samples = read_run_tables(runs, profile=PROFILE)
     rows = rows[rows["experiment"].isin(STUDY)]
     order = [column for column in samples if column not in ("profile", "correct")]
     spectra = pd.concat([pd.read_parquet(path) for path in sorted(runs.rglob("spectra.parquet"))], ignore_index=True)
     spectra["share"] = spectra["share"].astype(np.float32)
-    verdicts = pd.concat([pd.read_parquet(path) for path in sorted(runs.rglob("verdicts.parquet"))], ignore_index=True)
     return {
         "rows": rows.reset_index(drop=True),
         "samples": samples.sort_values(order, ignore_index=True),
         "spectra": spectra.drop(columns="cumulative_energy"),
-        "verdicts": verdicts,
+        "verdicts": judge_claims(rows, samples),
     }
 
 

@@ -10,8 +10,12 @@ from plotly.subplots import make_subplots
 from nml_kit.look import (
     as_text,
     at_ratio,
+    category_axis,
+    dodge,
     epoch_axis,
+    error_bar,
     finish,
+    method_marks,
     panel_names,
     ratio_color,
     ratio_label,
@@ -19,7 +23,7 @@ from nml_kit.look import (
     require_columns,
 )
 
-_DASHES = ("solid", "dash", "dot", "dashdot")
+_STYLES = (("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "x"))  # of lines and markers
 
 
 def best_ratio_probabilities(table: pd.DataFrame, *, title: str) -> go.Figure:
@@ -45,7 +49,7 @@ def best_ratio_probabilities(table: pd.DataFrame, *, title: str) -> go.Figure:
 
 
 def memorisation_curves(curves: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw what pre-training memorises and learns over its epochs: a row of two panels, a dash per variant.
+    """Draw what pre-training memorises and learns over its epochs: a row of two panels, a dash and a mark per variant.
 
     `curves`: one row per variant (text), ratio, seed and epoch: those, memorised and test_accuracy (fractions; see
     `variants.training_curves`). Lines are means over seeds. Raises InvalidInputError for missing columns.
@@ -56,20 +60,46 @@ def memorisation_curves(curves: pd.DataFrame, *, title: str) -> go.Figure:
     figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=list(panels.values()))
     variants = list(curves["variant"].unique())
     for ratio in ratios_in_order(curves):
-        for dash, variant in zip(itertools.cycle(_DASHES), variants, strict=False):
+        for (dash, symbol), variant in zip(itertools.cycle(_STYLES), variants, strict=False):
             part = at_ratio(curves[curves["variant"] == variant], ratio)
             means = part.groupby("epoch")[list(panels)].mean()
             for column, quantity in enumerate(panels, start=1):
                 name = f"{as_text(variant)}, {ratio_label(ratio)}"
                 line = go.Scatter(x=means.index, y=means[quantity], mode="lines+markers", name=name, legendgroup=name)
-                line.update(line={"color": ratio_color(ratio), "dash": dash, "width": 2}, marker={"size": 6})
+                line.update(line={"color": ratio_color(ratio), "dash": dash, "width": 2})
+                line.update(marker={"size": 7, "symbol": symbol})
                 line.update(hovertemplate=f"{name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>")
                 if means[quantity].notna().any():
                     figure.add_trace(line.update(showlegend=quantity == "test_accuracy"), 1, column)
     epoch_axis(figure, int(curves["epoch"].max()))
     figure.update_yaxes(title_text="fraction", col=1)
     # The legend lies below: one entry for each pair of variant and ratio would not fit above.
-    figure = finish(figure, title, height=360 + 24 * len(variants))
+    figure = finish(figure, title, height=330 + 20 * len(variants) * len(ratios_in_order(curves)))
     below = {"orientation": "v", "x": 0, "xref": "paper", "y": -0.22, "yref": "paper", "yanchor": "top"}
     figure.update_layout(showlegend=True, legend=below | {"title": {"text": ""}})
     return figure
+
+
+def method_costs(costs: pd.DataFrame, *, title: str, x_title: str) -> go.Figure:
+    """Draw what methods cost on a log scale: a panel per step, a row per task, a mark per method.
+
+    `costs`: one row per task, method and step: those, median, low, high (above 0, smallest and largest repeat), all of
+    one quantity, which `x_title` names. Raises InvalidInputError for missing columns.
+    """
+    require_columns(costs, ["task", "method", "step", "median", "low", "high"], "method_costs")
+    steps, tasks = list(costs["step"].unique()), list(costs["task"].unique())
+    marks = method_marks(costs["method"])
+    spacing = {"shared_yaxes": True, "horizontal_spacing": 0.05}
+    figure = make_subplots(1, len(steps), subplot_titles=[as_text(step) for step in steps], **spacing)
+    for column, step in enumerate(steps, start=1):
+        for method, (color, symbol) in marks.items():
+            part = costs[(costs["step"] == step) & (costs["method"] == method)].rename(columns={"median": "mean"})
+            dots = go.Scatter(x=part["mean"], y=dodge(part["task"], tasks, method, list(marks)), mode="markers")
+            dots.update(marker={"color": color, "symbol": symbol, "size": 9}, error_x=error_bar(part, color))
+            dots.update(name=as_text(method), legendgroup=as_text(method), showlegend=column == 1)
+            dots.update(text=part["task"].map(as_text), customdata=part[["low", "high"]])
+            dots.update(hovertemplate="%{text}<br>%{x:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}]<extra></extra>")
+            figure.add_trace(dots, 1, column)
+    category_axis(figure, [as_text(task) for task in tasks])
+    figure.update_xaxes(title_text=f"{x_title} (log scale)", type="log", dtick="D2", tickformat="~g")
+    return finish(figure, title, height=110 + max(16 * len(marks), 22) * max(len(tasks), 3), legend="Method")

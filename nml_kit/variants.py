@@ -1,14 +1,17 @@
-"""Variants of a profile (recipe of pre-training, kind of noise) and the studies of them side by side."""
+"""Variants of a profile (recipe of pre-training, capacity, kind of noise) and the studies of them side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from nml_kit._clip import CLIP_COMPACT
 from nml_kit.errors import InvalidInputError
 from nml_kit.intervals import paired_differences
 from nml_kit.look import panel_names
+from nml_kit.networks import COMPACT_RESNET, first_width
 from nml_kit.pretraining_study import pretraining_history
 from nml_kit.profiles import Objective, Profile
 from nml_kit.spectra_tables import noise_changes
@@ -25,12 +28,16 @@ def recipe_variants(
 ) -> dict[str, Profile]:
     """The profile with other recipes of pre-training, by name: what decides how much noise is memorised.
 
-    "as the profile", "twice the epochs" and "twice the epochs, no augmentation" (max_shift 0), at `ratios` (fractions;
-    none: 0 and the profile's highest).
+    "as the profile", "twice the epochs", "twice the epochs, no augmentation" (max_shift 0) and, if the architecture is
+    a compact one wider than 8, "narrower network" (half as wide, rounded up to a multiple of 8), at `ratios`
+    (fractions; none: 0 and the profile's highest).
 
     >>> from nml_kit import load_profile
-    >>> {name: v.recipe.epochs for name, v in recipe_variants(load_profile("demo")).items()}
-    {'as the profile': 8, 'twice the epochs': 16, 'twice the epochs, no augmentation': 16}
+    >>> variants = recipe_variants(load_profile("demo"))
+    >>> {name: variant.recipe.epochs for name, variant in variants.items()}
+    {'as the profile': 8, 'twice the epochs': 16, 'twice the epochs, no augmentation': 16, 'narrower network': 8}
+    >>> variants["narrower network"].recipe.architecture
+    'compact-resnet:16'
     """
     field, chosen = _RECIPE_FIELDS[objective], tuple(ratios) or (0.0, max(profile.ratios))
     recipe = getattr(profile, field)
@@ -40,8 +47,19 @@ def recipe_variants(
         "twice the epochs": longer,
         "twice the epochs, no augmentation": longer | {"max_shift": 0},
     }
+    if narrower := _half_as_wide(recipe.architecture):
+        changes["narrower network"] = {"architecture": narrower}
     return {name: profile.model_copy(update={field: recipe.model_copy(update=change), "ratios": chosen})
             for name, change in changes.items()}  # fmt: skip
+
+
+def _half_as_wide(architecture: str) -> str | None:
+    """The compact architecture of half the width, rounded up to a multiple of 8; None if there is none narrower."""
+    for base in (COMPACT_RESNET, CLIP_COMPACT):
+        first = first_width(architecture, base)
+        if first is not None and first > 8:
+            return f"{base}:{math.ceil(first / 16) * 8}"
+    return None
 
 
 def kind_variants(profile: Profile, objective: Objective = "supervised") -> dict[str, Profile]:

@@ -24,6 +24,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def smoke_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests that run shipped notebooks in profile "smoke": what one has made, others find there."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "smoke-home"
+
+
 def make_task(per_class: int = 24, classes: int = 4, seed: int = 0) -> Task:
     """Grey images whose class is the quadrant (or half) that is bright; two domains that differ in brightness."""
     generator = np.random.default_rng(seed)

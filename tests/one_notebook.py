@@ -13,14 +13,14 @@ from nml_kit import batch, suites
 from nml_kit.export import PLOTLY_MIME
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SMALLEST = str(Path(__file__).parent / "smallest.yaml")
 
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """The run directory of a notebook and the store it filled, `home`."""
+    """What a notebook left in its run directory."""
 
     run_dir: Path
-    home: Path
 
     @property
     def outputs(self) -> list[nbformat.NotebookNode]:
@@ -49,11 +49,11 @@ class NotebookRun:
         assert (self.run_dir / "notebook.html").read_text().count("<figure role=") == figures
 
 
-def run_notebook(name: str, root: Path, **params: Any) -> NotebookRun:
-    """Run a notebook of the repository in profile "smoke" with a store of its own below `root`."""
+def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", **params: Any) -> NotebookRun:
+    """Run a notebook of the repository below `root`, with the store in `home`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(root / "home"))
-        plan = suites.plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile="smoke", params=params)
+        patch.setenv("NML_HOME", str(home))
+        plan = suites.plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
         (result,) = batch.run_suite(plan)
     assert (result.exit_code, result.error) == (0, "")
-    return NotebookRun(root / "smoke" / name, root / "home")
+    return NotebookRun(result.run_dir)

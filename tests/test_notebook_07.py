@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.xdist_group("notebook-07"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("07_spectrum_metrics", tmp_path_factory.mktemp("nb07"), draws=2)
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook("07_spectrum_metrics", tmp_path_factory.mktemp("nb07"), smoke_home, draws=2)
 
 
 def test_figures_and_sentences(run):
@@ -22,9 +22,9 @@ def test_figures_and_sentences(run):
     assert f"SVE changes by {rows[0.3] - rows[0.0]:+.4f}" in run.said
 
 
-def test_rows_are_what_numpy_gives(run):
+def test_rows_are_what_numpy_gives(run, smoke_home):
     rows = run.table()
-    for origin, features in study_features(load_profile("smoke"), "icons", store=Store(run.home)):
+    for origin, features in study_features(load_profile("smoke"), "icons", store=Store(smoke_home)):
         for split in ("train", "test"):
             X = features.values[features.splits == split].astype(np.float64)
             centred = {"none": X, "feature": X - X.mean(axis=0), "sample": X - X.mean(axis=1, keepdims=True)}

@@ -11,13 +11,13 @@ pytestmark = [pytest.mark.xdist_group("notebook-08"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("08_spectra_atlas", tmp_path_factory.mktemp("nb08"))
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook("08_spectra_atlas", tmp_path_factory.mktemp("nb08"), smoke_home)
 
 
-def test_counts_of_the_title_are_those_of_the_rows(run):
+def test_counts_of_the_title_are_those_of_the_rows(run, smoke_home):
     run.check_page(figures=2)
-    study = run_study(load_profile("smoke"), methods=("LP",), store=Store(run.home), progress=False)
+    study = run_study(load_profile("smoke"), methods=("LP",), store=Store(smoke_home), progress=False)
     sve = study.rows.query("metric == 'sve' and ratio == ratio").pivot_table(
         index=["protocol", "task", "test_domain"], columns="ratio", values="value"
     )

@@ -8,15 +8,15 @@ from nml_kit.intervals import change_in_words
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
 from nml_kit.study import run_study
-from tests.one_notebook import run_notebook
+from tests.one_notebook import SMALLEST, run_notebook
 
 pytestmark = [pytest.mark.xdist_group("notebook-09"), pytest.mark.timeout(400)]
 
 
-def test_the_notebook_shows_the_variants_of_the_study(tmp_path):
-    ran = run_notebook("09_ablation", tmp_path)
+def test_the_notebook_shows_the_variants_of_the_study(tmp_path, smoke_home):
+    ran = run_notebook("09_ablation", tmp_path, smoke_home, profile=SMALLEST)
     settings = {"methods": (FULL, *VARIANTS), "make": make_variant}
-    study = run_study(load_profile("smoke"), **settings, store=Store(ran.home), progress=False)
+    study = run_study(load_profile(SMALLEST), **settings, store=Store(smoke_home), progress=False)
     pd.testing.assert_frame_equal(ran.table("rows"), study.rows.assign(experiment="09_ablation"))
     found = variant_differences(study.samples)
     below, above = int((found["high"] < 0).sum()), int((found["low"] > 0).sum())

@@ -7,14 +7,14 @@ from nml_kit.intervals import change_in_words, paired_differences
 from nml_kit.profiles import load_profile
 from nml_kit.store import Store
 from nml_kit.study import run_study
-from tests.one_notebook import run_notebook
+from tests.one_notebook import SMALLEST, run_notebook
 
 pytestmark = [pytest.mark.xdist_group("notebook-11"), pytest.mark.timeout(400)]
 
 
-def test_the_notebook_compares_methods_on_the_same_flipped_labels(tmp_path):
-    ran = run_notebook("11_noisy_downstream_labels", tmp_path)
-    study = run_study(load_profile("smoke"), label_noise=(0.0, 0.2, 0.4), store=Store(ran.home), progress=False)
+def test_the_notebook_compares_methods_on_the_same_flipped_labels(tmp_path, smoke_home):
+    ran = run_notebook("11_noisy_downstream_labels", tmp_path, smoke_home, profile=SMALLEST)
+    study = run_study(load_profile(SMALLEST), label_noise=(0.0, 0.2, 0.4), store=Store(smoke_home), progress=False)
     pd.testing.assert_frame_equal(ran.table("rows"), study.rows.assign(experiment="11_noisy_downstream_labels"))
     most = study.samples.query("ratio == ratio and label_noise == 0.4")
     against = paired_differences(most, "method", "LP", ["protocol", "ratio"])

@@ -7,14 +7,14 @@ from nml_kit.intervals import paired_differences
 from nml_kit.profiles import load_profile
 from nml_kit.repairs import run_repair_study
 from nml_kit.store import Store
-from tests.one_notebook import run_notebook
+from tests.one_notebook import SMALLEST, run_notebook
 
 pytestmark = [pytest.mark.xdist_group("notebook-12"), pytest.mark.timeout(400)]
 
 
-def test_the_notebook_says_where_nmtune_is_better_and_worse(tmp_path):
-    ran = run_notebook("12_other_repairs", tmp_path)
-    found = run_repair_study(load_profile("smoke"), store=Store(ran.home), progress=False)
+def test_the_notebook_says_where_nmtune_is_better_and_worse(tmp_path, smoke_home):
+    ran = run_notebook("12_other_repairs", tmp_path, smoke_home, profile=SMALLEST)
+    found = run_repair_study(load_profile(SMALLEST), store=Store(smoke_home), progress=False)
     pd.testing.assert_frame_equal(ran.table("rows"), found.study.rows.assign(experiment="12_other_repairs"))
     pd.testing.assert_frame_equal(ran.table("selections"), found.selections)
     samples = found.study.samples.query("ratio == ratio")

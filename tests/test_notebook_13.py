@@ -12,13 +12,13 @@ pytestmark = [pytest.mark.xdist_group("notebook-13"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("13_which_ratio_is_best", tmp_path_factory.mktemp("nb13"), method="NMTune")
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook("13_which_ratio_is_best", tmp_path_factory.mktemp("nb13"), smoke_home, method="NMTune")
 
 
-def test_probabilities_and_verdicts(run):
+def test_probabilities_and_verdicts(run, smoke_home):
     run.check_page(figures=2)
-    study = run_study(load_profile("smoke"), store=Store(run.home), progress=False)
+    study = run_study(load_profile("smoke"), store=Store(smoke_home), progress=False)
     samples = study.samples.query("method == 'NMTune' and ratio == ratio")
     rows = run.table()
     assert rows.groupby(["task", "protocol"])["probability"].sum().tolist() == pytest.approx([1.0] * 7)

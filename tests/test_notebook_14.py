@@ -7,24 +7,27 @@ from nml_kit.profiles import load_profile
 from nml_kit.store import Store
 from nml_kit.study import run_study
 from nml_kit.variants import recipe_variants
-from tests.one_notebook import NotebookRun, run_notebook
+from tests.one_notebook import SMALLEST, NotebookRun, run_notebook
 
 pytestmark = [pytest.mark.xdist_group("notebook-14"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> NotebookRun:
-    return run_notebook("14_memorisation", tmp_path_factory.mktemp("nb14"), ratios=[0.0, 0.2])
+def run(tmp_path_factory, smoke_home) -> NotebookRun:
+    return run_notebook(
+        "14_memorisation", tmp_path_factory.mktemp("nb14"), smoke_home, profile=SMALLEST, ratios=[0.0, 0.2]
+    )
 
 
-def test_shares_memorised_and_drops_are_those_of_each_recipe(run):
+def test_shares_memorised_and_drops_are_those_of_each_recipe(run, smoke_home):
     run.check_page(figures=2)
     curves, rows = run.table("curves"), run.table()
     assert set(curves["ratio"]) == {0.0, 0.2}
+    assert len(set(rows["variant"])) == 4
     last = curves[curves["ratio"] == 0.2].groupby("variant")["memorised"].last()
-    for name, profile in recipe_variants(load_profile("smoke"), ratios=[0.0, 0.2]).items():
+    for name, profile in recipe_variants(load_profile(SMALLEST), ratios=[0.0, 0.2]).items():
         assert f"{last[name]:.0%} {name}" in run.titles[0]
-        study = run_study(profile, methods=("LP",), store=Store(run.home), progress=False)
+        study = run_study(profile, methods=("LP",), store=Store(smoke_home), progress=False)
         assert rows[rows["variant"] == name]["value"].tolist() == study.rows["value"].tolist()
         drops = paired_differences(study.samples, "ratio", 0.0, ["protocol"]).set_index("protocol")
         words = [change_in_words(*drops.loc[protocol, ["mean", "low", "high"]]) for protocol in ("ID", "OOD")]

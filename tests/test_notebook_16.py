@@ -1,27 +1,16 @@
 """The notebook of the claims judges results that it is given, and the study of a profile, as the package does."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
-import yaml
 
-from nml_kit import batch, load_profile, run_study
+from nml_kit import load_profile, run_study
 from nml_kit.claims import CLAIMS, VERDICT_COLUMNS, judge_claims, verdict_counts, verdicts_in_words
 from nml_kit.evaluate import RESULT_COLUMNS, write_results
-from tests.one_notebook import NOTEBOOKS, NotebookRun
+from nml_kit.store import Store
+from tests.one_notebook import SMALLEST, run_notebook
 from tests.test_claims import DOWN, HUMP, simulate
 
-NOTEBOOK = NOTEBOOKS / "16_claims.ipynb"
 pytestmark = [pytest.mark.xdist_group("notebook-16"), pytest.mark.timeout(400)]
-
-
-def run(root: Path, profile: str, params: dict[str, str]) -> NotebookRun:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(root / "home"))
-        status = batch.run_notebook(NOTEBOOK, profile=profile, params=params, run_dir=root / "run")
-    assert (status.exit_code, status.error) == (0, "")
-    return NotebookRun(root / "run", root / "home")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +23,8 @@ def judged(tmp_path_factory):
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
     write_results(root / "results", samples=samples.assign(profile="smoke"))
-    return run(root, "smoke", {"results": str(root / "results")}), judge_claims(rows, samples)
+    ran = run_notebook("16_claims", root, root / "home", results=str(root / "results"))
+    return ran, judge_claims(rows, samples)
 
 
 def test_verdicts_are_those_of_the_results_it_was_given(judged):
@@ -67,18 +57,12 @@ def test_claims_are_stated_before_their_verdicts(judged):
     assert all(why in tables[2] for why in verdicts["why"])
 
 
-def test_the_study_of_a_profile_with_one_seed_decides_nothing(tmp_path):
-    smallest = load_profile("smoke").model_dump(mode="json") | {"name": "smallest"}
-    smallest["downstream"] = {"id": ["digits"], "ood": {"icons": ["outline", "filled"]}, "train_per_class": 4}
-    profile = tmp_path / "smallest.yaml"
-    profile.write_text(yaml.safe_dump({key: value for key, value in smallest.items() if key != "name"}))
-    notebook = run(tmp_path, str(profile), {})
+def test_the_study_of_a_profile_with_one_seed_decides_nothing(tmp_path, smoke_home):
+    notebook = run_notebook("16_claims", tmp_path, smoke_home, profile=SMALLEST)
     verdicts = notebook.table("verdicts")
     assert set(verdicts["verdict"]) == {"inconclusive"}
     assert set(verdicts["claim"]) == set(CLAIMS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(tmp_path / "home"))
-        study = run_study(load_profile(str(profile)), progress=False)
+    study = run_study(load_profile(SMALLEST), store=Store(smoke_home), progress=False)
     pd.testing.assert_frame_equal(verdicts, judge_claims(study.rows, study.samples), check_dtype=False)
     right = study.samples.query("method == 'LP' and protocol == 'OOD'").groupby("ratio")["correct"].mean()
     (row,) = verdicts.query("claim == 'C2' and task == 'icons' and contrast == 'LP: 30 % − 0 %'").itertuples()

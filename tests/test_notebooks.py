@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.xdist_group("notebooks"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Study]:
+def runs(tmp_path_factory, smoke_home) -> tuple[Path, Study]:
     """The notebooks of the demo, run once in the profile of seconds, and the study they show."""
     root = tmp_path_factory.mktemp("notebooks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(root / "home"))
+        patch.setenv("NML_HOME", str(smoke_home))
         results = batch.run_suite(suites.plan_suite(NOTEBOOKS / "suites" / "demo.yaml", runs=root, profile="smoke"))
         assert [(result.exit_code, result.error) for result in results] == [(0, "")] * len(FIGURES)
         study = run_study(load_profile("smoke"), store=Store(), progress=False)
@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> tuple[Path, Study]:
 
 
 def notebook(root: Path, name: str) -> NotebookRun:
-    return NotebookRun(root / "demo-smoke" / name, root / "home")
+    return NotebookRun(root / "demo-smoke" / name)
 
 
 def said(root: Path, name: str) -> str:
@@ -115,16 +115,15 @@ def test_transfer_notebook_judges_each_in_domain_task(runs):
         assert f"{row.task} {change_in_words(row.mean, row.low, row.high)}" in said(root, "02_noise_and_transfer")
 
 
-def test_transfer_notebook_shows_the_shares_of_the_downstream_data_asked_for(runs):
+def test_transfer_notebook_shows_the_shares_of_the_downstream_data_asked_for(runs, smoke_home):
     root, _ = runs
     defaults = notebook_parameters(read_source(NOTEBOOKS / "02_noise_and_transfer.ipynb"))
     assert defaults["fractions"] == [0.1, 0.25, 0.5, 0.75, 1.0]  # those of the paper's Fig. 2
     found = rows(root, "02_noise_and_transfer").groupby("fraction").size()
     assert found.index.tolist() == [0.1, 1.0]
     assert found.nunique() == 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NML_HOME", str(root / "home"))
-        few = run_study(load_profile("smoke"), methods=("LP",), fractions=(0.1,), store=Store(), progress=False)
+    store = Store(smoke_home)
+    few = run_study(load_profile("smoke"), methods=("LP",), fractions=(0.1,), store=store, progress=False)
     for row in paired_differences(few.samples, "ratio", 0.0, ["protocol"]).itertuples(index=False):
         words = f"{row.protocol} at 30 %: accuracy {change_in_words(row.mean, row.low, row.high)}"
         assert words in said(root, "02_noise_and_transfer").split("with 10 % of the training data")[1]

@@ -49,6 +49,11 @@ def probabilities() -> pd.DataFrame:
     return frame.assign(probability=np.tile([0.2, 0.5, 0.3], 4))
 
 
+def method_costs() -> pd.DataFrame:
+    frame = with_bands(grid(task=["icons", HOSTILE], method=["LP", "NMTune"], step=["fit", "predict"]))
+    return frame.rename(columns={"mean": "median"})
+
+
 FIGURES = [
     (plots_spectra.metrics_against_ratio, values, ["metric", "ratio", "seed", "value"], {}),
     (plots_spectra.metric_by_choice, choices, ["metric", "choice", "ratio", "mean", "low", "high"], {}),
@@ -56,6 +61,8 @@ FIGURES = [
     (plots_spectra.spectra_atlas, atlas, ["panel", "ratio", "index", "share"], {}),
     (plots_spectra.changes_by_variant, changes, ["quantity", "panel", "variant", "mean", "low", "high"],
      {"legend": "Kind"}),
+    (plots_study.method_costs, method_costs, ["task", "method", "step", "median", "low", "high"],
+     {"x_title": "seconds"}),
     (plots_study.best_ratio_probabilities, probabilities, ["task", "protocol", "ratio", "probability"], {}),
 ]  # fmt: skip
 
@@ -158,3 +165,29 @@ def test_probabilities_are_cells_in_the_order_of_the_ratios():
     figure = plots_study.best_ratio_probabilities(probabilities().sample(frac=1, random_state=0), title="t")
     assert list(figure.data[0].x) == ["0 %", "10 %", "30 %"]
     assert np.asarray(figure.data[0].z).tolist() == [[0.2, 0.5, 0.3]] * 4
+
+
+def test_costs_have_a_panel_per_step_and_a_place_per_task_and_method():
+    frame = method_costs()
+    figure = plots_study.method_costs(frame, title="t", x_title="seconds")
+    assert [note.text for note in figure.layout.annotations] == ["fit", "predict"]
+    assert [trace.name for trace in figure.data] == ["LP", "NMTune"] * 2
+    for trace, (step, method) in zip(figure.data, [(s, m) for s in ("fit", "predict") for m in ("LP", "NMTune")],
+                                     strict=True):  # fmt: skip
+        part = frame[(frame["step"] == step) & (frame["method"] == method)]
+        assert list(trace.x) == part["median"].tolist()
+        np.testing.assert_allclose(trace.x + trace.error_x.array, part["high"])
+        np.testing.assert_allclose(trace.x - trace.error_x.arrayminus, part["low"])
+        assert [round(place) for place in trace.y] == [0, 1]
+    assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(1, 1), (2, 1), (24, 4)])
+def test_memorisation_has_whole_epochs_on_its_axis(epochs, step):
+    frame = grid(variant=["as the profile", HOSTILE], ratio=[0.0, 0.3], seed=[0, 1], epoch=np.arange(1, epochs + 1))
+    frame = frame.assign(memorised=np.where(frame["ratio"] > 0, 0.2, np.nan), test_accuracy=0.5)
+    figure = plots_study.memorisation_curves(frame, title="t")
+    assert {axis.dtick for axis in figure.select_xaxes()} == {step}
+    assert {axis.tick0 for axis in figure.select_xaxes()} == {0}
+    styles = {(trace.line.dash, trace.marker.symbol) for trace in figure.data}
+    assert len(styles) == len({dash for dash, _ in styles}) == len({symbol for _, symbol in styles}) == 2

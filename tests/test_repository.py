@@ -51,7 +51,7 @@ LAYERS = (
     "spectra_tables",
     "plots_spectra plots_study",
     "variants",
-    "repairs ablation",
+    "repairs ablation runtime",
     "plots_evaluation",
     "plots_claims",
     "_page_tables parameters",

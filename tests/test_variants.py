@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nml_kit.errors import InvalidInputError
+from nml_kit.networks import build_network
 from nml_kit.origins import Origin, pretrained_backbone, pretraining_task
 from nml_kit.profiles import Profile, load_profile
 from nml_kit.store import Store
@@ -47,6 +48,35 @@ def test_recipes_differ_in_what_they_say(profile):
     assert recipes["twice the epochs"] == longer.model_copy(update={"max_shift": profile.recipe.max_shift})
     assert {variant.ratios for variant in variants.values()} == {(0.0, 0.3)}
     assert recipe_variants(profile, ratios=[0.1])["as the profile"].ratios == (0.1,)
+
+
+@pytest.mark.parametrize(
+    ("objective", "field", "base"), [("supervised", "recipe", "compact-resnet"),
+                                     ("contrastive", "contrastive", "clip-compact")]
+)  # fmt: skip
+@pytest.mark.parametrize(("width", "half"), [("", ":16"), (":24", ":16"), (":16", ":8"), (":48", ":24")])
+def test_half_the_width_changes_the_architecture_alone(profile, objective, field, base, width, half):
+    own = getattr(profile, field).model_copy(update={"architecture": base + width})
+    variants = recipe_variants(profile.model_copy(update={field: own}), objective)
+    narrower = getattr(variants["narrower network"], field)
+    assert narrower == own.model_copy(update={"architecture": base + half})
+    assert variants["narrower network"] == variants["as the profile"].model_copy(update={field: narrower})
+
+
+@pytest.mark.parametrize("architecture", ["compact-resnet:8", "torchvision:resnet18"])
+def test_what_cannot_be_halved_has_no_such_variant(profile, architecture):
+    own = profile.recipe.model_copy(update={"architecture": architecture})
+    assert list(recipe_variants(profile.model_copy(update={"recipe": own}))) == [
+        "as the profile", "twice the epochs", "twice the epochs, no augmentation",
+    ]  # fmt: skip
+
+
+def test_half_the_width_has_about_a_quarter_of_the_weights(profile):
+    own, half = (
+        sum(weight.numel() for weight in build_network(name, num_classes=2, seed=0).parameters())
+        for name in ("compact-resnet", recipe_variants(profile)["narrower network"].recipe.architecture)
+    )
+    assert own / half == pytest.approx(4, rel=0.05)
 
 
 def test_the_kind_of_the_profile_comes_first(profile):

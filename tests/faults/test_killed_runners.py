@@ -55,7 +55,7 @@ def kill_and_continue(suite: Path, undisturbed: Place, place: Place, *, kills: i
         process = place.start(suite)
         with ended(process):
             time.sleep(moments.uniform(0.1, 0.9) * duration * min(0.5, 3 / kills))
-            wait_for(partial(is_interrupted_now, place, process, before))
+            wait_for(partial(is_interrupted_now, place, process, before), 200)
         after = place.executions()
         print(f"killed with {len(finished)} done before, {sum(after.values())} kernels started in all", flush=True)
         assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
