@@ -9,14 +9,15 @@ import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
+from sheet import fill, markdown
 
 from nml_kit import Store, load_profile
-from nml_kit.claims import judge_claims
+from nml_kit.claims import CLAIMS, judge_claims, verdict_counts
 from nml_kit.evaluate import write_results
 from nml_kit.files import write_json
 from nml_kit.frozen import save_frozen
@@ -58,10 +59,10 @@ def write_backbones(profile: Profile, objectives: list[str], out: Path) -> None:
             save_frozen(pretrained_backbone(profile, task, origin, store=store), out / backbone_file(objective, ratio))
 
 
-def provenance(profile: Profile, runs: Path) -> dict[str, object]:
+def provenance(profile: Profile, runs: Path, checkout: Path) -> dict[str, Any]:
     """What made the results: settings, versions, machine, and the time of each run."""
     statuses = [status for status in read_statuses(runs) if status.state in ("done", "hit")]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
     return {
         "command": "nml run notebooks/suites/small.yaml && python data/build_reference.py runs/small",
         "commit": git.stdout.strip(),
@@ -75,9 +76,53 @@ def provenance(profile: Profile, runs: Path) -> dict[str, object]:
     }
 
 
+def count_table(verdicts: pd.DataFrame) -> str:
+    """The number of rows of each claim by verdict, for people."""
+    counts = verdict_counts(verdicts)
+    counts.insert(2, "what is claimed", [CLAIMS[claim].statement for claim in counts["claim"]])
+    return markdown(counts.columns, counts.to_numpy())
+
+
+def row_table(verdicts: pd.DataFrame) -> str:
+    """Every verdict with its effect and interval, for people."""
+    rows = [
+        (row.claim, row.objective, f"{row.protocol} {row.task}", row.metric, row.contrast,
+         "–" if np.isnan(row.effect) else f"{row.effect:+.4f} [{row.low:+.4f}, {row.high:+.4f}]", row.verdict)
+        for row in verdicts[verdicts["task"] != ""].itertuples(index=False)
+    ]  # fmt: skip
+    return markdown(("claim", "pre-training", "task", "metric", "contrast", "effect, 95 % interval", "verdict"), rows)
+
+
+def write_pages(out: Path, verdicts: pd.DataFrame, known: dict[str, Any]) -> None:
+    """Fill the generated parts of the page of the results and, where it is ours, of the README."""
+    counts = count_table(verdicts)
+    hours = sum(known["seconds"].values()) / 3600
+    ran = f"`{known['command']}` at commit {known['commit'][:12]}, {known['machine']}, {hours:.1f} hours of runs"
+    page = f"""# Reference results
+
+The profile `{PROFILE}` run once: {ran}, not undisturbed. Settings, seeds,
+versions and times: [provenance.json](provenance.json). What each file is: `nml_kit/reference.py`.
+
+## Verdicts, counted
+
+{counts}
+
+## Every verdict
+
+Effects are fractions (accuracy) or nats (SVE, LSVR). Intervals are plain 95 %; verdicts rest on adjusted p-values.
+
+{row_table(verdicts)}
+"""
+    (out / "README.md").write_text(page, encoding="utf-8")
+    readme = HERE.parent / "README.md"
+    if out.parent == HERE:
+        readme.write_text(fill(readme.read_text(encoding="utf-8"), "verdicts", counts), encoding="utf-8")
+
+
 def main(
     runs: Annotated[Path, typer.Argument(help="The directory of the suite's runs.")],
     out: Annotated[Path, typer.Option(help="Where the reference results go.")] = HERE / "reference",
+    checkout: Annotated[Path, typer.Option(help="The checkout whose commit made the runs.")] = HERE,
 ) -> None:
     """Write data/reference anew."""
     profile = load_profile(PROFILE)
@@ -85,7 +130,9 @@ def main(
     found = tables(runs)
     write_results(out, **found)
     write_backbones(profile, sorted(found["rows"]["objective"].unique()), out)
-    write_json(out / "provenance.json", provenance(profile, runs))
+    known = provenance(profile, runs, checkout)
+    write_json(out / "provenance.json", known)
+    write_pages(out, found["verdicts"], known)
 
 
 if __name__ == "__main__":
