@@ -1,5 +1,8 @@
 """Many calls side by side, in processes of one thread each, so that results do not depend on how many there are."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +20,22 @@ def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job
     if launched_count() > 1:
         # These divide each network among themselves; processes of their own would not be among them.
         jobs = 1
-    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1):
+    own = {"initializer": _end_with, "initargs": (os.getpid(),)}
+    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1, **own):
         done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
         for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
             pass
+
+
+def _end_with(parent: int) -> None:
+    """End this worker with the process that started it: it would finish its call, and hold its locks, for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
