@@ -41,6 +41,7 @@ class Place:
         name, value = self.mark.split("=")
         self.environment = os.environ | {name: value, "NML_HOME": str(self.home), "TMPDIR": str(root / "tmp")}
         self.environment |= {"PYTHONPATH": str(root / "site"), "NML_TEST_STARTS": str(self.starts)}
+        self.environment["TORCHINDUCTOR_CACHE_DIR"] = str(root / "torch")  # torch makes it, by default in TMPDIR
 
     def start(self, *words: object) -> subprocess.Popen:
         """Start `nml run`, in a process group of its own."""
