@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,10 @@ def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job
         # These divide each network among themselves; processes of their own would not be among them.
         jobs = 1
     own = {"initializer": _end_with, "initargs": (os.getpid(),)}
-    with parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1, **own):
+    workers = parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1, **own)
+    with warnings.catch_warnings(), workers:
+        # One whose memory has grown is replaced between two calls: nothing is lost, and nothing is to be done.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
         done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
         for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
             pass
