@@ -126,11 +126,10 @@ def main(
 ) -> None:
     """Write data/reference anew."""
     profile = load_profile(PROFILE)
+    found, known = tables(runs), provenance(profile, runs, checkout)
     shutil.rmtree(out, ignore_errors=True)
-    found = tables(runs)
     write_results(out, **found)
     write_backbones(profile, sorted(found["rows"]["objective"].unique()), out)
-    known = provenance(profile, runs, checkout)
     write_json(out / "provenance.json", known)
     write_pages(out, found["verdicts"], known)
 

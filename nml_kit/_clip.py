@@ -31,6 +31,11 @@ class ImageTower(nn.Module):
         return self.clip.visual.trunk(images)
 
 
+def image_network(encoder: Any) -> Any:
+    """The network that features come from: of a CLIP model that without the text network, of others all of it."""
+    return encoder.clip.visual.trunk if isinstance(encoder, ImageTower) else encoder
+
+
 class _TimmCompactResNet(CompactResNet):
     """The compact ResNet without its classifier, with what open_clip asks of an image network of timm."""
 

@@ -4,7 +4,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,11 +43,18 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, then as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        function(*arguments)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
+    with one_thread():
+        function(*arguments)

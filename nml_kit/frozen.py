@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
-from nml_kit._clip import CLIP_COMPACT, ImageTower
+from nml_kit._clip import CLIP_COMPACT, image_network
 from nml_kit.backbones import Backbone, ImageTransform, freeze_network
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.files import read_tensors, write_tensors
@@ -39,9 +38,10 @@ def save_frozen(backbone: Backbone, path: str | Path) -> None:
             f"Expected a backbone made by `pretrain` with a compact ResNet, got {backbone.name!r} with recipe "
             f"{card.get('recipe')}; keep others in the files of their own library."
         )
-    encoder = backbone.encode
-    network: nn.Module = encoder.clip.visual.trunk if isinstance(encoder, ImageTower) else encoder  # type: ignore[assignment]
-    arrays = {name: _as_float(tensor.numpy(), np.float16) for name, tensor in network.state_dict().items()}
+    arrays = {
+        name: _as_float(tensor.numpy(), np.float16)
+        for name, tensor in image_network(backbone.encode).state_dict().items()
+    }
     card.pop("history", None)
     content = _FrozenCard(architecture=architecture, transform=backbone.transform, card=card)
     write_tensors(path, arrays, metadata=json.loads(content.model_dump_json()))

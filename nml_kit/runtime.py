@@ -9,10 +9,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,8 @@ from joblib import cpu_count
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from nml_kit._clip import ImageTower
+from nml_kit._clip import image_network
+from nml_kit._parallel import one_thread
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError
@@ -152,7 +152,7 @@ def seconds_in_turn(
     if repeats < 1:
         raise InvalidInputError(f"Expected at least one repeat, got {repeats}.")
     rows = []
-    with _one_thread():
+    with threadpool_limits(1), one_thread():
         for repeat in range(1 - uncounted, repeats + 1):
             for (method, step), call in calls.items():
                 started = time.perf_counter()
@@ -203,9 +203,7 @@ def backbone_parameters(backbone: Backbone) -> int:
     >>> backbone_parameters(load_backbone("clip-compact")) == backbone_parameters(load_backbone("compact-resnet"))
     True
     """
-    network: Any = backbone.encode
-    network = network.clip.visual.trunk if isinstance(network, ImageTower) else network
-    return sum(parameter.numel() for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in image_network(backbone.encode).parameters())
 
 
 def machine_in_words() -> str:
@@ -217,18 +215,6 @@ def machine_in_words() -> str:
     load = os.getloadavg()[0]
     state = "busy: these seconds are larger than on an idle machine" if load > cores else "not overloaded"
     return f"{text}; load of the last minute {load:.1f}, {state}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch and the libraries of linear algebra on one thread, then as they were."""
-    threads = torch.get_num_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _fit(fitted: dict[str, BaseEstimator], method: str, head: BaseEstimator, train: Features) -> None:
