@@ -30,6 +30,7 @@ from nml_kit.status import read_statuses
 HERE = Path(__file__).parent
 PROFILE = "small"
 STUDY = ("00_start_here", "02_noise_and_transfer")
+SAMPLE_ORDER = ["objective", "task", "protocol", "sample", "method", "fraction", "label_noise", "ratio", "seed"]
 PACKAGES = ("nml_kit", "numpy", "open_clip_torch", "pandas", "pyarrow", "scikit-learn", "scipy", "torch")
 
 
@@ -37,12 +38,11 @@ def tables(runs: Path) -> dict[str, pd.DataFrame]:
     """Rows, samples and spectra as the notebooks wrote them, sorted to be small, and the verdicts on all of them."""
     rows, samples = read_run_tables(runs, profile=PROFILE)
     rows = rows[rows["experiment"].isin(STUDY)]
-    order = [column for column in samples if column not in ("profile", "correct")]
     spectra = pd.concat([pd.read_parquet(path) for path in sorted(runs.rglob("spectra.parquet"))], ignore_index=True)
     spectra["share"] = spectra["share"].astype(np.float32)
     return {
         "rows": rows.reset_index(drop=True),
-        "samples": samples.sort_values(order, ignore_index=True),
+        "samples": samples.sort_values(SAMPLE_ORDER, ignore_index=True),
         "spectra": spectra.drop(columns="cumulative_energy"),
         "verdicts": judge_claims(rows, samples),
     }
@@ -60,8 +60,8 @@ def write_backbones(profile: Profile, objectives: list[str], out: Path) -> None:
 
 
 def provenance(profile: Profile, runs: Path, checkout: Path) -> dict[str, Any]:
-    """What made the results: settings, versions, machine, and the time of each run."""
-    statuses = [status for status in read_statuses(runs) if status.state in ("done", "hit")]
+    """What made the results: settings, versions, machine, and the time of each run that computed them."""
+    statuses = [run for run in read_statuses(runs) if run.state in ("done", "hit") and run.name.startswith(STUDY)]
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
     return {
         "command": "nml run notebooks/suites/small.yaml && python data/build_reference.py runs/small",
@@ -121,12 +121,13 @@ Effects are fractions (accuracy) or nats (SVE, LSVR). Intervals are plain 95 %; 
 
 def main(
     runs: Annotated[Path, typer.Argument(help="The directory of the suite's runs.")],
+    tables_in: Annotated[Path | None, typer.Option(help="Runs that wrote the tables again from the store.")] = None,
     out: Annotated[Path, typer.Option(help="Where the reference results go.")] = HERE / "reference",
     checkout: Annotated[Path, typer.Option(help="The checkout whose commit made the runs.")] = HERE,
 ) -> None:
     """Write data/reference anew."""
     profile = load_profile(PROFILE)
-    found, known = tables(runs), provenance(profile, runs, checkout)
+    found, known = tables(tables_in or runs), provenance(profile, runs, checkout)
     shutil.rmtree(out, ignore_errors=True)
     write_results(out, **found)
     write_backbones(profile, sorted(found["rows"]["objective"].unique()), out)

@@ -178,11 +178,12 @@ def result_rows(evaluation: Evaluation, **context: Any) -> list[dict[str, Any]]:
 
 
 def sample_scores(evaluation: Evaluation, **context: Any) -> pd.DataFrame:
-    """One row per test sample: its id and whether the head was right, with the columns of `context`."""
+    """One row per test sample: its id, its class, what the head said, whether that is right; columns of `context`."""
     fold = evaluation.fold
     columns = {"task": fold.task, "protocol": fold.protocol, "method": evaluation.method,
                "fraction": float(fold.fraction), "label_noise": float(fold.label_noise), **context}  # fmt: skip
-    return pd.DataFrame({**columns, "sample": evaluation.ids, "correct": evaluation.correct})
+    return pd.DataFrame({**columns, "sample": evaluation.ids, "label": evaluation.labels,
+                         "prediction": evaluation.predictions, "correct": evaluation.correct})  # fmt: skip
 
 
 def write_results(run_dir: str | Path, **tables: pd.DataFrame) -> list[Path]:

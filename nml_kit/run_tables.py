@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SAMPLE_COLUMNS = ("profile", "objective", "task", "protocol", "method", "fraction", "label_noise", "ratio", "seed",
-                  "sample", "correct")  # fmt: skip
+                  "sample", "label", "prediction", "correct")  # fmt: skip
 _NUMBERS = {"ratio": "float64", "seed": "int64", "fraction": "float64", "label_noise": "float64", "value": "float64",
-            "n": "int64"}  # fmt: skip
+            "n": "int64", "label": "int64", "prediction": "int64"}  # fmt: skip
 _TYPES = {**_NUMBERS, "correct": "bool"}
 _SAME_STUDY = [column for column in RESULT_COLUMNS if column not in ("experiment", "version")]
 

@@ -55,7 +55,7 @@ class Study:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row per test sample, seed, ratio and method: was the head right?"""
+        """One row per test sample, seed, ratio and method: its class, what the head said, and was it right?"""
         return pd.concat(
             [sample_scores(run.evaluation, profile=self.profile.name, **run.origin._asdict()) for run in self.runs],
             ignore_index=True,
@@ -63,16 +63,17 @@ class Study:
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """One row per singular value: index from 1, share σ_i/Σσ and cumulative energy (fractions)."""
+        """One row per singular value: index from 1, share σ_i/Σσ, cumulative energy (fractions), and total, Σσ."""
         frames = []
         for run in self.runs:
             values, fold = run.evaluation.singular_values, run.evaluation.fold
             frames.append(pd.DataFrame({
-                "task": fold.task, "protocol": fold.protocol, "test_domain": fold.columns["test_domain"],
+                "profile": self.profile.name, "task": fold.task, "protocol": fold.protocol,
+                "test_domain": fold.columns["test_domain"],
                 "fraction": float(fold.fraction), "label_noise": float(fold.label_noise),
                 "method": run.evaluation.method, **run.origin._asdict(),
                 "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
-                "cumulative_energy": cumulative_energy(values),
+                "cumulative_energy": cumulative_energy(values), "total": values.sum(),
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 

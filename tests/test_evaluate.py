@@ -172,6 +172,9 @@ def test_sample_scores_say_who_was_right(features, store):
     [evaluation] = evaluate_fold(features, in_domain_fold("toy"), {"LP": LinearProbe()}, store=store)
     table = sample_scores(evaluation, ratio=0.1, seed=3)
     assert table["correct"].mean() == evaluation.metrics()["accuracy"]
+    assert ((table["label"] == table["prediction"]) == table["correct"]).all()
+    labels = dict(zip(features.ids, features.labels, strict=True))
+    assert table["label"].tolist() == [labels[name] for name in table["sample"]]
     assert table["sample"].tolist() == evaluation.ids.tolist()
 
 

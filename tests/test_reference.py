@@ -31,7 +31,7 @@ from nml_kit.study import METHODS, make_head
 
 pytestmark = [pytest.mark.xdist_group("reference"), pytest.mark.timeout(400)]
 PROFILE = load_profile("small")
-OBJECTIVES = ("supervised",)
+OBJECTIVES = ("supervised", "contrastive")
 # On the machine that made them the rows come out again within 0.003 and 0.0002, since weights are float16 here.
 ACCURACY_TOLERANCE, SVE_TOLERANCE = 0.01, 0.002
 RANDOM = -1.0  # instead of NaN, which equals nothing

@@ -16,7 +16,7 @@ def study():
     rows, samples = simulate(samples=30, seeds=3)
     texts = dict.fromkeys(("experiment", "backbone", "train_domain", "settings_hash", "version"), "x")
     rows = rows.assign(**texts, profile="small", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
-    return rows, samples.assign(profile="small")
+    return rows, samples.assign(profile="small", label=1, prediction=samples["correct"].astype(int))
 
 
 def test_what_several_notebooks_wrote_of_one_study_is_there_once(study, tmp_path):
