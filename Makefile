@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lab bench clean
+.PHONY: demo test lint lab explore bench clean
 
 # The stamp is newer than pyproject.toml when the environment holds what it declares.
 .venv/installed: pyproject.toml
@@ -22,8 +22,11 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lab: .venv/installed  ## explore the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: .venv/installed  ## explore the notebooks in JupyterLab, first the results
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/explorer.ipynb
+
+explore: .venv/installed  ## the explorer as a page, for this machine alone
+	$(BIN)/voila notebooks/explorer.ipynb --Voila.auto_token=True
 
 bench: .venv/installed  ## speed, as ratios within one run
 	$(BIN)/python -m benchmarks

@@ -43,6 +43,7 @@ def kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
             "kernel_manager_class": ThisPythonManager,
             "config": Config({"ThisPythonManager": connection}),
             "resources": {"metadata": {"path": str(run_dir)}},
+            "store_widget_state": False,  # megabytes, for widgets that no page shows
         }
 
 

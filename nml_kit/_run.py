@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import filelock
 
 from nml_kit._version import __version__
-from nml_kit.errors import NMLError
+from nml_kit.errors import InvalidInputError, NMLError
 from nml_kit.files import explained, fsync
 from nml_kit.parameters import check_parameters, notebook_choices, notebook_parameters, read_source
 from nml_kit.profiles import load_profile
@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
 def prepare(plan: Sequence[PlannedRun]) -> list[Prepared]:
     """Check notebooks' parameters and profiles, in a moment: nothing heavy is loaded and no kernel starts.
 
+    A notebook's `interactive` becomes False: a run shows figures, not widgets.
     An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content and the version of
     nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
     """
@@ -52,6 +53,10 @@ def _prepared(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], 
         content = profile(name).model_dump(mode="json")
         if Path(name).suffix:  # a file: the kernel works in another directory
             values["profile"] = str(Path(name).resolve())
+    if defaults.get("interactive") is not None and values.setdefault("interactive", False):
+        raise InvalidInputError(
+            f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab for them."
+        )
     decisive = {name: repr(value) for name, value in (defaults | values).items() if name not in ("run_dir", "profile")}
     cells = [[cell["cell_type"], cell["source"], cell["metadata"]["tags"]] for cell in source["cells"]]
     key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from nml_kit.errors import InvalidInputError
 
-RANDOM_COLOR = "#8a8f98"
+RANDOM_COLOR, RANDOM_INIT = "#8a8f98", "random init"
 METHOD_MARKS = {"LP": ("#0072B2", "circle"), "MLP": ("#009E73", "square"), "NMTune": ("#D55E00", "diamond")}
 _SPARE_MARKS = [("#CC79A7", "triangle-up"), ("#000000", "x"), ("#56B4E9", "star"), ("#E69F00", "cross")]
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
@@ -80,7 +80,7 @@ def ratio_label(ratio: float) -> str:
     >>> ratio_label(0.05), ratio_label(0.125), ratio_label(float("nan"))
     ('5 %', '12.5 %', 'random init')
     """
-    return "random init" if math.isnan(ratio) else f"{round(100 * ratio, 4):g} %"
+    return RANDOM_INIT if math.isnan(ratio) else f"{round(100 * ratio, 4):g} %"
 
 
 def as_text(text: object) -> str:
@@ -209,7 +209,7 @@ def ratio_legend(ratio: float, *, shown: bool) -> dict[str, Any]:
     return {"name": ratio_label(ratio), "legendgroup": ratio_label(ratio), "showlegend": shown}
 
 
-def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None) -> go.Figure:
+def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None, characters: int = 90) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines, a legend row, room for titles of panels.
 
     `height` is that of the panels in pixels.
@@ -229,6 +229,15 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
     figure.update_layout(showlegend=legend is not None)
     figure.update_layout(legend={"title": {"text": f"{legend}  "}, "y": 1 - title_height / total})
     return figure
+
+
+def without_title(figure: go.Figure) -> go.Figure:
+    """Take the title off a finished `figure`, with its room: for where it stands above the figure as a text."""
+    lines = (figure.layout.title.text or "").count("<br>") + 1
+    spare = _LINE_HEIGHT * lines + 8
+    height, top = figure.layout.height - spare, figure.layout.margin.t - spare
+    figure.update_layout(title=None, height=height, margin_t=top)
+    return figure.update_layout(legend_y=1 - 8 / height)
 
 
 def epoch_axis(figure: go.Figure, last: int) -> None:

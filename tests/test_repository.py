@@ -40,7 +40,7 @@ LAYERS = (
     "extraction",
     "study",
     "_claim_cells",
-    "run_tables reference",
+    "run_tables reference directions",
     "_claim_parts",
     "_claim_results",
     "claims",
@@ -48,8 +48,10 @@ LAYERS = (
     "pretraining_study plots_pretraining",
     "tables",
     "plots",
-    "spectra_tables",
-    "plots_spectra plots_study",
+    "results spectra_tables",
+    "plots_spectra plots_study explorer_tables",
+    "plots_explorer comparison",
+    "plots_comparison",
     "variants",
     "repairs ablation runtime",
     "plots_evaluation",
@@ -64,10 +66,13 @@ LAYERS = (
     "_deployment",
     "_console",
     "cli",
+    "_explorer",
+    "widget_spectra widget_comparison",
+    "widgets",
 )
 ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
                "_workspace")  # fmt: skip
-CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch"}
+CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch", "playwright": "playwright-python"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -1,0 +1,104 @@
+"""Results to look at: the tables of a study and its networks, of the reference or of anyone's runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nml_kit.backbones import Backbone
+from nml_kit.datasets import Task, load_task
+from nml_kit.errors import InvalidInputError
+from nml_kit.features import Features, extract_features
+from nml_kit.files import read_table
+from nml_kit.origins import Origin, is_origin_stored, pretrained_backbone, pretraining_task
+from nml_kit.profiles import Objective, load_profile
+from nml_kit.reference import reference_backbone, reference_dir
+from nml_kit.run_tables import read_run_tables
+from nml_kit.store import Store
+
+SPECTRUM_COLUMNS = ["profile", "objective", "task", "protocol", "test_domain", "method", "ratio", "seed", "index",
+                    "share", "total"]  # fmt: skip
+_WHOLE = {"fraction": 1.0, "label_noise": 0.0}
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResults:
+    """Tables of one profile: `rows` (RESULT_COLUMNS), `samples` (SAMPLE_COLUMNS), `spectra` (SPECTRUM_COLUMNS).
+
+    All are of heads trained on the whole, clean training sets. `network` gives the frozen network of an objective and a
+    ratio (fraction), that of the first seed.
+    """
+
+    profile: str
+    rows: pd.DataFrame
+    samples: pd.DataFrame
+    spectra: pd.DataFrame
+    network: Callable[[Objective, float], Backbone]
+
+
+def load_results(directory: str | Path = "", *, profile: str = "small") -> StudyResults:
+    """Read the results of a profile found anywhere under `directory`, of the reference if that is empty.
+
+    Raises InvalidInputError if there are none of the profile, DataFileError if a file cannot be read.
+
+    >>> sorted(load_results().rows["method"].unique())
+    ['LP', 'MLP', 'NMTune']
+    """
+    place = Path(directory) if str(directory) else reference_dir()
+    rows, samples = read_run_tables(place, profile=profile)
+    return StudyResults(
+        profile,
+        _whole(rows),
+        _whole(samples),
+        _spectra(place, profile),
+        _network_maker(profile) if str(directory) else reference_backbone,
+    )
+
+
+@lru_cache(maxsize=64)
+def tested_features(results: StudyResults, objective: Objective, ratio: float, task: str) -> tuple[Task, Features]:
+    """The test split of a task with its features, row by row, from the network of `results` at a ratio (fraction).
+
+    Features are read from the store, or made and kept there: some seconds the first time. Raises UnknownNameError for
+    an unknown task, InvalidInputError if the network is not there.
+    """
+    test = load_task(task).select(split="test")
+    return test, extract_features(test, results.network(objective, ratio), progress=False)
+
+
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = (table[list(_WHOLE)] == list(_WHOLE.values())).all(axis=1)
+    return table[chosen].reset_index(drop=True)
+
+
+def _spectra(place: Path, profile: str) -> pd.DataFrame:
+    found = []
+    for path in sorted(place.rglob("spectra.parquet")):
+        table = read_table(path, [*SPECTRUM_COLUMNS, *_WHOLE]).to_pandas()
+        found.append(_whole(table[table["profile"] == profile])[SPECTRUM_COLUMNS])
+    if not any(map(len, found)):
+        raise InvalidInputError(
+            f"Expected spectra of profile {profile!r} in files spectra.parquet under {place}, found none: run "
+            "`00_start_here`, or name the directory of runs."
+        )
+    every = pd.concat(found, ignore_index=True)
+    return every.drop_duplicates([*SPECTRUM_COLUMNS[:-2]], ignore_index=True)
+
+
+def _network_maker(profile_name: str) -> Callable[[Objective, float], Backbone]:
+    profile = load_profile(profile_name)
+
+    def network(objective: Objective, ratio: float) -> Backbone:
+        task, store = pretraining_task(profile), Store()
+        origin = Origin(ratio, profile.seeds[0], objective)
+        if np.isnan(ratio) or not is_origin_stored(profile, task, origin, store=store):
+            raise InvalidInputError(
+                f"Expected a network of {objective} pre-training at ratio {ratio:g}, seed {origin.seed}, in the store "
+                f"{store.root}: run `00_start_here` with profile {profile_name!r}, or set NML_HOME to where it ran."
+            )
+        return pretrained_backbone(profile, task, origin, store=store, progress=False)
+
+    return network

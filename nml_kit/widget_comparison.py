@@ -1,0 +1,112 @@
+"""The noise-ratio comparison: two ratios or methods side by side, from tasks to classes to single samples."""
+
+from collections.abc import Sequence, Set
+from functools import lru_cache, partial
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from nml_kit import comparison
+from nml_kit._explorer import Card, Explorer, gallery_html
+from nml_kit.datasets import Task, load_task
+from nml_kit.look import as_text
+from nml_kit.plots_comparison import MOST_CLASSES, comparison_page, confusion_changes, paired_accuracies
+from nml_kit.results import StudyResults
+
+_EVERY = "every class"
+_SHOWN = 16  # samples
+
+
+class NoiseComparison(Explorer):
+    """Accuracy by task and class, confusions and lost samples of a second result against a first, all linked.
+
+    `results` come from `load_results`. Choosing a task, class or confusion, by its control or a click in a figure,
+    filters what follows. `view` holds objective, first and second (noise), first_method, second_method, task, given
+    and said (classes by name, or "every class").
+    """
+
+    def __init__(self, results: StudyResults) -> None:
+        self._answers = comparison.answers_by_result(results.samples)
+        objectives, noises, methods = (list(dict.fromkeys(names)) for names in zip(*self._answers, strict=True))
+        first = next(iter(self._answers.values()))
+        pick = ipywidgets.Dropdown
+        controls = {
+            "objective": pick(options=objectives, value=objectives[-1], description="pre-training"),
+            "task": pick(options=sorted(first["panel"].unique()), description="task"),
+            "given": pick(options=[_EVERY], description="class"),
+            "said": pick(options=[_EVERY], description="taken for"),
+            "first": pick(options=noises, description="first: noise"),
+            "first_method": pick(options=methods, description="head"),
+            "second": pick(options=noises, value=noises[-2:][0], description="second: noise"),
+            "second_method": pick(options=methods, description="head"),
+        }
+        self.cards, self.samples = {"task": Card(480), "given": Card(480), "said": Card(560)}, ipywidgets.HTML()
+        super().__init__(controls, [*self.cards.values()], [self.samples])
+
+    def offer(self, choices: Any) -> None:
+        """The classes are those of the task."""
+        names = _task_of(choices.get("task", self._controls["task"].value)).class_names
+        for name in ("given", "said"):
+            if self._controls[name].options != (_EVERY, *names):
+                self._controls[name].options = (_EVERY, *names)
+
+    def redraw(self, changed: Set[str]) -> None:
+        """Draw what depends on what changed."""
+        view, names = self.view, _task_of(self.view["task"]).class_names
+        first, second = (comparison.answers_of(self._answers, key) for key in self._keys())
+        if changed - {"given", "said"}:
+            self._draw_rows("task", comparison.task_changes(first, second), "tasks")
+        first, second = (part[part["panel"] == view["task"]] for part in (first, second))
+        if changed - {"said"}:
+            self._draw_rows("given", comparison.class_changes(first, second, names), f"classes of {view['task']}")
+        if changed - {"given", "said"}:
+            change = comparison.confusion_change(first, second, len(names))
+            self.cards["said"].show(confusion_changes(change, names, title="Which classes are taken for which more"))
+            self.cards["said"].on_click(self._confusion_clicked)
+        self.samples.value = self._gallery(comparison.changed_samples(first, second), names)
+
+    def static(self) -> go.Figure:
+        """Tasks, and classes of the chosen task, with a menu: the first result against each other of its objective."""
+        task, keys = self.view["task"], self._keys()
+        pairs = comparison.changes_from(keys[0], self._answers, task, _task_of(task).class_names)
+        return comparison_page(pairs, title=f"What changes, by task and by class of {task}: choose a pair")
+
+    def _keys(self) -> tuple[comparison.ResultKey, comparison.ResultKey]:
+        view = self.view
+        first, second = (
+            comparison.ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")
+        )
+        return first, second
+
+    def _draw_rows(self, choice: str, changes: pd.DataFrame, what: str) -> None:
+        first, second = map(comparison.result_name, self._keys())
+        title = f"{first} → {second}: {comparison.changes_in_words(changes, what)}"
+        shown = comparison.largest_changes(changes, MOST_CLASSES)
+        self.cards[choice].show(paired_accuracies(shown, (first, second), chosen=self.view[choice], title=title))
+        self.cards[choice].on_click(partial(self._row_clicked, choice))
+
+    def _row_clicked(self, choice: str, trace: go.Scatter, points: Any, _: Any) -> None:
+        if points.point_inds and trace.customdata is not None:
+            self.choose(**{choice: str(trace.customdata[points.point_inds[0]])})
+
+    def _confusion_clicked(self, _: go.Heatmap, points: Any, __: Any) -> None:
+        names = {as_text(name): name for name in _task_of(self.view["task"]).class_names}
+        if points.xs:
+            self.choose(given=names[points.ys[0]], said=names[points.xs[0]])
+
+    def _gallery(self, lost: pd.DataFrame, names: Sequence[str]) -> str:
+        for column, choice in (("label", self.view["given"]), ("prediction", self.view["said"])):
+            if choice != _EVERY:
+                lost = lost[lost[column] == names.index(choice)]
+        task, shown = _task_of(self.view["task"]), lost.head(_SHOWN)
+        rows = pd.Series(np.arange(len(task)), index=task.ids).loc[shown["sample"]].to_numpy()
+        heading = f"{len(lost)} samples are right less often in the second; the {len(shown)} with the largest loss:"
+        return gallery_html(task.inputs(rows), comparison.sample_captions(shown, task.domains[rows], names), heading)
+
+
+@lru_cache(maxsize=16)
+def _task_of(panel: str) -> Task:
+    return load_task(panel.split(" · ")[1])

@@ -1,0 +1,104 @@
+"""The explorer in JupyterLab and in Voilà: a drag changes the state in Python and the drawn line, a click filters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.servers import ROOT, TOKEN, open_browser, page_without_errors, served
+
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]
+# What Python holds, as text on the page: it changes only by way of the kernel.
+MIRROR = """
+import ipywidgets, json
+mirror = ipywidgets.HTML()
+def tell(_=None):
+    mirror.value = "<pre class='mirror'>" + json.dumps([spectra.view, comparison.view]) + "</pre>"
+spectra.observe(tell, "view"); comparison.observe(tell, "view"); tell()
+mirror
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    content = json.loads((ROOT / "notebooks" / "explorer.ipynb").read_text(encoding="utf-8"))
+    mirror = {"cell_type": "code", "execution_count": None, "id": "mirror", "metadata": {}, "outputs": []}
+    content["cells"].append(mirror | {"source": MIRROR})
+    path = tmp_path / "explorer.ipynb"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def views(page: Page) -> list[dict]:
+    return json.loads(page.locator("pre.mirror").inner_text())
+
+
+def line_of(page: Page) -> list[float]:
+    """The dashed line of the spectrum explorer, as drawn."""
+    script = "document.querySelector('.js-plotly-plot').data.filter(t => t.line && t.line.dash == 'dash').map(t => t.y)"
+    return page.evaluate(f"JSON.parse(JSON.stringify({script}[0]))")
+
+
+def drag_changes_state_and_line(page: Page) -> None:
+    expect(page.locator("pre.mirror")).to_be_visible(timeout=120_000)
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    before, state = line_of(page), views(page)[0]["between"]
+    handle = page.locator(".widget-slider:has-text('dashed at') .noUi-handle")
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    page.wait_for_function("JSON.parse(document.querySelector('pre.mirror').innerText)[0].between > 0.05")
+    assert views(page)[0]["between"] > state
+    page.wait_for_function(
+        "before => JSON.stringify(document.querySelector('.js-plotly-plot').data.filter("
+        "t => t.line && t.line.dash == 'dash')[0].y) != before", arg=json.dumps(before)
+    )  # fmt: skip
+
+
+def click_filters_the_gallery(page: Page) -> None:
+    """A click on a class in the second figure of the comparison chooses it, and the gallery shows only that."""
+    figure = page.locator(".js-plotly-plot").nth(3)
+    figure.scroll_into_view_if_needed()
+    figure.locator(".scatterlayer .trace:last-child .points path").nth(2).click(force=True)
+    page.wait_for_function("JSON.parse(document.querySelector('pre.mirror').innerText)[1].given != 'every class'")
+    chosen = views(page)[1]["given"]
+    captions = page.locator("figcaption").filter(has_text="of seeds").all_inner_texts()
+    assert captions
+    assert all(caption.startswith(f"{chosen} → ") for caption in captions)
+
+
+def test_in_jupyterlab(browser, notebook, tmp_path):
+    command = ["jupyterlab", f"--IdentityProvider.token={TOKEN}", "--allow-root",
+               f"--ServerApp.root_dir={tmp_path}", "--LabApp.expose_app_in_browser=True",
+               "--LabApp.news_url=None"]  # fmt: skip
+    with served(command, tmp_path, tmp_path / "home") as address, page_without_errors(browser) as page:
+        page.goto(f"{address}/lab/tree/explorer.ipynb?token={TOKEN}")
+        page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
+        page.locator(".jp-NotebookPanel .jp-Notebook").wait_for(timeout=60_000)
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        drag_changes_state_and_line(page)
+        click_filters_the_gallery(page)
+
+
+def test_in_voila(browser, notebook, tmp_path):
+    command = ["voila", "explorer.ipynb", f"--token={TOKEN}"]
+    with served(command, tmp_path, tmp_path / "home") as address, page_without_errors(browser) as page:
+        page.goto(f"{address}/?token={TOKEN}")
+        drag_changes_state_and_line(page)
+        click_filters_the_gallery(page)
+
+
+def test_there_is_no_browser_without_chromium(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"), open_browser():
+        pass
