@@ -21,7 +21,7 @@ def bootstrap_mean(
 
     A block is a (seeds, samples) array, one per task. Seeds are resampled jointly for all blocks, samples within
     each block, independently of each other, so the interval covers both sources of chance; with a single seed it
-    covers samples only. With few seeds such intervals tend to be too narrow.
+    covers samples only, with a single sample seeds only. With few seeds such intervals tend to be too narrow.
     Raises InvalidInputError if the blocks differ in seeds, are empty, or hold NaN.
 
     >>> bootstrap_mean([np.ones((3, 10))])
@@ -45,8 +45,8 @@ def bootstrap_mean(
         ]
         return np.mean(picked, axis=0)
 
-    count = seeds.pop()
-    data = [np.arange(max(count, 2)) % count, *(np.arange(block.shape[1]) for block in blocks)]
+    # scipy draws from two observations at least; of one twice it can only draw that one
+    data = [np.arange(max(count, 2)) % count for count in (seeds.pop(), *(block.shape[1] for block in blocks))]
     result = bootstrap(data, statistic, n_resamples=resamples, batch=200, method="percentile", vectorized=True,
                        rng=np.random.default_rng(seed))  # fmt: skip
     return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.intervals import accuracy_intervals, bootstrap_mean, paired_differences
@@ -13,6 +13,14 @@ def test_interval_of_one_seed_agrees_with_the_normal_approximation():
     half = norm.ppf(0.975) * np.sqrt(0.7 * 0.3 / 400)
     assert mean == pytest.approx(0.7)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
+
+
+def test_interval_of_one_sample_is_that_of_the_seeds_alone():
+    accuracies = np.array([0.70, 0.74, 0.71, 0.78, 0.69])
+    mean, low, high = bootstrap_mean([accuracies[:, None]], resamples=4000)
+    expected = bootstrap([accuracies], np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1))
+    assert mean == pytest.approx(accuracies.mean())
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval), abs=0.003)
 
 
 def test_interval_covers_seeds_as_well_as_samples():
