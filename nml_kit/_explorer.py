@@ -53,6 +53,8 @@ class Card(ipywidgets.VBox):
         words = (figure.layout.title.text or "").replace("<br>", " ")  # on a page it wraps as the page does
         self.title.value = f'<div style="font-size:17px;line-height:1.3;margin-top:8px">{words}</div>'
         without_title(figure)
+        for heatmap in figure.select_traces({"type": "heatmap"}):  # sent as nested lists: JSON has no NaN
+            heatmap.z = np.where(np.isnan(heatmap.z), None, heatmap.z)
         shown = self.figure
         with shown.batch_update():
             if [trace.type for trace in shown.data] == [trace.type for trace in figure.data]:

@@ -4,7 +4,7 @@
 over seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,14 +107,18 @@ def sample_captions(lost: pd.DataFrame, domains: Sequence[str], class_names: Seq
 
 
 def changes_from(
-    first: ResultKey, answers: Mapping[ResultKey, pd.DataFrame], panel: str, class_names: Sequence[str]
+    first: ResultKey,
+    others: Iterable[ResultKey],
+    answers: Mapping[ResultKey, pd.DataFrame],
+    panel: str,
+    class_names: Sequence[str],
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """From one result to each other one of its objective: changes of tasks, and of the classes of one panel."""
+    """From one result to each of the `others` of its objective: changes of tasks, and of the classes of one panel."""
     found = {}
-    for key, second in answers.items():
+    for key in others:
         if key.objective == first.objective and key != first:
-            tasks = task_changes(answers[first], second)
-            before, after = (part[part["panel"] == panel] for part in (answers[first], second))
+            tasks = task_changes(answers[first], answers[key])
+            before, after = (part[part["panel"] == panel] for part in (answers[first], answers[key]))
             found[f"{result_name(first)} → {result_name(key)}"] = tasks, class_changes(before, after, class_names)
     return found
 

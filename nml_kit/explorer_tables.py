@@ -53,7 +53,7 @@ def spectral_points(spectra: pd.DataFrame, *, seed: int | None = None) -> pd.Dat
 
 
 def page_tables(
-    spectra: Mapping[SpectraKey, pd.DataFrame], objective: str, quantity: Quantity, *, most: int = 60
+    spectra: Mapping[SpectraKey, pd.DataFrame], objective: str, quantity: Quantity, *, most: int = 32
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Bands of every panel and method of an objective, at `most` indices spread evenly in their logarithm, and points.
 

@@ -75,7 +75,10 @@ def _page_view(tasks: pd.DataFrame, classes: pd.DataFrame) -> go.Figure:
 
 
 def _pair_button(name: str, view: go.Figure) -> dict[str, Any]:
-    data: dict[str, Any] = {axis: [list(trace[axis]) for trace in view.data] for axis in ("x", "y")}
+    data: dict[str, Any] = {
+        axis: [[None if np.isnan(value) else round(float(value), 4) for value in trace[axis]] for trace in view.data]
+        for axis in ("x", "y")
+    }
     data["text"] = [trace.text for trace in view.data]
     data["marker.color"] = [trace.marker.color for trace in view.data]
     axes = {"yaxis": view.layout.yaxis, "yaxis2": view.layout.yaxis2}

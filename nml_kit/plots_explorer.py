@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -122,9 +123,6 @@ def spectrum_page(bands: pd.DataFrame, points: pd.DataFrame, *, quantity: str, t
     figure.update_yaxes(tickformat="+~%", nticks=6, row=2)
     figure.update_yaxes(title_text="change from clean", row=2, col=1)
     finish(figure, title, height=560, legend=_NOISE)
-    for view in views.values():  # titles of panels as `finish` places them
-        for note, placed in zip(view.layout.annotations, figure.layout.annotations, strict=True):
-            note.update({**placed.to_plotly_json(), "text": note.text})
     tasks = [_task_button(panel, view) for panel, view in views.items()]
     scales = [{"label": f"{name} scale", "method": "relayout",
                "args": [{f"yaxis{n + 1 if n else ''}.type": name for n in range(len(methods))}]}
@@ -140,17 +138,23 @@ def spectrum_page(bands: pd.DataFrame, points: pd.DataFrame, *, quantity: str, t
 
 
 def _page_view(bands: pd.DataFrame, points: pd.DataFrame, methods: list[str], ratios: list[float]) -> go.Figure:
+    """All panels of a task, with the same traces at the same indices for every task, so that a menu changes y alone."""
     titles = [f"{as_text(method)}: {_short_finding(points[points['method'] == method])}" for method in methods]
     spacing = {"shared_yaxes": True, "shared_xaxes": True, "horizontal_spacing": 0.03, "vertical_spacing": 0.06}
     figure = make_subplots(2, len(methods), subplot_titles=titles, **spacing)
     for column, method in enumerate(methods, start=1):
         for ratio in ratios:
-            part = _drawn(at_ratio(bands[bands["method"] == method], ratio)).round(6)
-            figure.add_trace(ratio_band(part["index"], part["low"], part["high"], ratio), 1, column)
-            line = _line(part["index"], part["mean"], ratio, "%{y:.4g}")
+            part = at_ratio(bands[bands["method"] == method], ratio)
+            least = part["mean"].max() * _SMALLEST
+            shown, low, high = (
+                part.where(part["mean"] > least),
+                *(part[end].clip(lower=least) for end in ("low", "high")),
+            )
+            figure.add_trace(ratio_band(part["index"], low, high, ratio), 1, column)
+            line = _line(part["index"], shown["mean"], ratio, "%{y:.4g}")
             figure.add_trace(line.update(ratio_legend(ratio, shown=column == 1)), 1, column)
             if not math.isnan(ratio):
-                line = _line(part["index"], part["change"], ratio, "%{y:+.1%} of clean")
+                line = _line(part["index"], shown["change"], ratio, "%{y:+.1%} of clean")
                 figure.add_trace(line.update(ratio_legend(ratio, shown=False)), 2, column)
     return figure
 
@@ -167,9 +171,10 @@ def _short_finding(points: pd.DataFrame) -> str:
 
 
 def _task_button(panel: str, view: go.Figure) -> dict[str, Any]:
-    data = {axis: [list(trace[axis]) for trace in view.data] for axis in ("x", "y")}
-    notes = [note.to_plotly_json() for note in view.layout.annotations]
-    return {"label": as_text(panel), "method": "update", "args": [data, {"annotations": notes}]}
+    y = [[None if np.isnan(value) else float(f"{value:.4g}") for value in trace.y] for trace in view.data]
+    notes = [note.text for note in view.layout.annotations]
+    layout = {f"annotations[{place}].text": text for place, text in enumerate(notes)}
+    return {"label": as_text(panel), "method": "update", "args": [{"y": y}, layout]}
 
 
 def _highlight(figure: go.Figure, ratio: float | None) -> dict[str, Any]:

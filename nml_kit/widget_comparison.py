@@ -69,9 +69,10 @@ class NoiseComparison(Explorer):
         self.samples.value = self._gallery(comparison.changed_samples(first, second), names)
 
     def static(self) -> go.Figure:
-        """Tasks, and classes of the chosen task, with a menu: the first result against each other of its objective."""
-        task, keys = self.view["task"], self._keys()
-        pairs = comparison.changes_from(keys[0], self._answers, task, _task_of(task).class_names)
+        """Tasks, and classes of the chosen task, with a menu of what the first result is set against."""
+        task, (first, second) = self.view["task"], self._keys()
+        others = {second: None, **{key: None for key in self._answers if key.method == second.method}, **self._answers}
+        pairs = comparison.changes_from(first, others, self._answers, task, _task_of(task).class_names)
         return comparison_page(pairs, title=f"What changes, by task and by class of {task}: choose a pair")
 
     def _keys(self) -> tuple[comparison.ResultKey, comparison.ResultKey]:

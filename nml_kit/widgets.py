@@ -8,6 +8,9 @@
 """
 
 from nml_kit.widget_comparison import NoiseComparison
+from nml_kit.widget_monitor import RunMonitor
+from nml_kit.widget_noise import NoiseGallery
+from nml_kit.widget_playground import TermPlayground
 from nml_kit.widget_spectra import SpectrumExplorer
 
-__all__ = ["NoiseComparison", "SpectrumExplorer"]
+__all__ = ["NoiseComparison", "NoiseGallery", "RunMonitor", "SpectrumExplorer", "TermPlayground"]

@@ -98,7 +98,7 @@ def test_the_largest_changes_go_either_way():
 
 
 def test_each_other_result_of_the_objective_is_paired(answers):
-    pairs = changes_from(CLEAN, answers, "ID · a", NAMES)
+    pairs = changes_from(CLEAN, answers, answers, "ID · a", NAMES)
     assert list(pairs) == ["LP, 0 % → LP, 30 %", "LP, 0 % → LP, random init"]
     pd.testing.assert_frame_equal(pairs["LP, 0 % → LP, 30 %"][0], task_changes(answers[CLEAN], answers[NOISY]))
 
