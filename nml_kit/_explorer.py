@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import traitlets
 
-from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.errors import InvalidInputError, NMLError, unknown_name
 from nml_kit.look import png_uri, without_title
 
 _WRAPPING = {"flex_flow": "row wrap", "align_items": "flex-start"}
@@ -113,12 +113,17 @@ class Explorer(ipywidgets.VBox):
         """Set some choices by name, with values as `view` holds them, and draw once."""
         if unknown := set(choices) - set(self._controls):
             raise unknown_name("choice", unknown.pop(), list(self._controls))
+        before = self._choices()
         with self._unheard():
-            self.offer(choices)
-            for name, value in choices.items():
-                _require_offered(name, self._controls[name], value)
-            for name, value in choices.items():
-                self._controls[name].value = tuple(value) if isinstance(value, list) else value
+            try:
+                self.offer(choices)
+                for name, value in choices.items():
+                    _require_offered(name, self._controls[name], value)
+                self._set(choices)
+            except NMLError:
+                self.offer(before)
+                self._set(before)
+                raise
         self._publish()
 
     @traitlets.validate("view")
@@ -126,6 +131,10 @@ class Explorer(ipywidgets.VBox):
         if not self._is_busy:
             self.choose(**proposal["value"])
         return self._choices()
+
+    def _set(self, choices: Mapping[str, Any]) -> None:
+        for name, value in choices.items():
+            self._controls[name].value = tuple(value) if isinstance(value, list) else value
 
     def _choices(self) -> dict[str, Any]:
         values = {name: control.value for name, control in self._controls.items()}
@@ -156,6 +165,8 @@ class Explorer(ipywidgets.VBox):
 
 def _require_offered(name: str, control: ipywidgets.ValueWidget, value: Any) -> None:
     chosen = value if isinstance(value, list | tuple) else [value]
+    if isinstance(control, ipywidgets.Checkbox) and not isinstance(value, bool):
+        raise InvalidInputError(f"Expected {name} to be True or False, got {value!r}.")
     if hasattr(control, "options"):
         offered = [option[1] if isinstance(option, tuple) else option for option in control.options]
         if not all(item in offered for item in chosen):

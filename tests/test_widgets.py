@@ -80,8 +80,13 @@ def test_choices_that_there_are_not_are_refused_and_nothing_changes(spectra, pai
         with pytest.raises(error):
             spectra.view = wrong
     assert spectra.view == before
-    with pytest.raises(InvalidInputError, match="Expected given among"):
-        pair.choose(task="ID · digits", given="home")
+    pair.choose(task="OOD · icons", given="home")
+    before = dict(pair.view)
+    for wrong in ({"task": "ID · digits", "given": "home"}, {"task": "ID · digits", "second": "70 %"}):
+        with pytest.raises(InvalidInputError, match="among"):
+            pair.choose(**wrong)
+        assert pair.view == before
+        assert pair._choices() == before
 
 
 def test_the_gallery_shows_the_samples_that_load_most(results, spectra):
