@@ -203,6 +203,20 @@ def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] =
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="An executed notebook, or the directory of its run.")],
+    out: Annotated[Path | None, typer.Option(help="The page; default: beside the notebook, with .html.")] = None,
+) -> None:
+    """Write an executed notebook as one HTML file whose figures work without a kernel or a network."""
+    with _errors_as_messages():
+        from nml_kit.export import export_html
+
+        notebook = source / "notebook.ipynb" if source.is_dir() else source
+        page = export_html(notebook, out or notebook.with_suffix(".html"))
+    typer.echo(f"Open {page.resolve().as_uri()}")
+
+
+@app.command()
 def report(
     runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Directory for the site; default: RUNS/report.")] = None,

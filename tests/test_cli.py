@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -152,6 +153,19 @@ def test_the_summary_is_a_table_with_the_pages_to_open(tmp_path):
     assert f"Open {(run_dir / 'notebook.html').as_uri()}" in result.output.replace("\n", "")
     missing = nml("summary", tmp_path / "elsewhere")
     assert (missing.exit_code, "use `nml run` first" in missing.stderr) == (2, True)
+
+
+def test_a_notebook_or_its_run_is_exported_as_one_page(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A question")])
+    nbformat.write(notebook, tmp_path / "notebook.ipynb")
+    for source, page in ((tmp_path, tmp_path / "notebook.html"), (tmp_path / "notebook.ipynb", tmp_path / "own.html")):
+        options = [] if source == tmp_path else ["--out", page]
+        result = nml("export", source, *options)
+        assert result.exit_code == 0
+        assert f"Open {page.as_uri()}" in result.output.replace("\n", "")
+        assert "A question</h1>" in page.read_text(encoding="utf-8")
+    missing = nml("export", tmp_path / "nothing.ipynb")
+    assert (missing.exit_code, "Expected a Jupyter notebook at" in missing.stderr) == (1, True)
 
 
 def test_doctor_looks_at_everything_and_says_what_to_do():
