@@ -12,9 +12,11 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
+_PATIENCE = 120_000  # milliseconds, for a machine that does other work beside
+expect.set_options(timeout=_PATIENCE)
 TOKEN = "only-for-this-test"  # noqa: S105
 
 
@@ -73,6 +75,7 @@ def page_without_errors(browser: Browser, width: int = 1280, height: int = 800) 
         if message.type == "error" and urlparse(address).hostname in (None, "localhost"):
             errors.append(f"{message.text} ({address})")
 
+    page.set_default_timeout(_PATIENCE)
     page.on("console", note)
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page

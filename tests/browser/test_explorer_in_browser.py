@@ -55,7 +55,7 @@ def line_of(page: Page) -> list[float]:
 
 
 def drag_changes_state_and_line(page: Page) -> None:
-    expect(page.locator("pre.mirror")).to_be_visible(timeout=120_000)
+    expect(page.locator("pre.mirror")).to_be_visible()
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
     before, state = line_of(page), views(page)[0]["between"]
     handle = page.locator(".widget-slider:has-text('dashed at') .noUi-handle")
@@ -97,8 +97,8 @@ def test_in_jupyterlab(browser, notebook, tmp_path):
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}', encoding="utf-8")
     with served(command, tmp_path, tmp_path / "home") as address, page_without_errors(browser) as page:
         page.goto(f"{address}/lab/tree/explorer.ipynb?token={TOKEN}")
-        page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
-        page.locator(".jp-NotebookPanel .jp-Notebook").wait_for(timeout=60_000)
+        page.wait_for_function("window.jupyterapp !== undefined")
+        page.locator(".jp-NotebookPanel .jp-Notebook").wait_for()
         page.evaluate(RUN_ALL)
         drag_changes_state_and_line(page)
         click_filters_the_gallery(page)
