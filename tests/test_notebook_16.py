@@ -22,7 +22,8 @@ def judged(tmp_path_factory):
     rows = rows.assign(**texts, profile="smoke", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
-    write_results(root / "results", samples=samples.assign(profile="smoke"))
+    answers = {"label": 1, "prediction": samples["correct"].astype(int)}
+    write_results(root / "results", samples=samples.assign(profile="smoke", **answers))
     ran = run_notebook("16_claims", root, root / "home", results=str(root / "results"))
     return ran, judge_claims(rows, samples)
 

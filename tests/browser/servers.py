@@ -80,4 +80,4 @@ def page_without_errors(browser: Browser, width: int = 1280, height: int = 800) 
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     page.close()
-    assert errors == []
+    assert not errors, errors
