@@ -81,14 +81,17 @@ class Explorer(ipywidgets.VBox):
     view = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self, controls: Mapping[str, ipywidgets.ValueWidget], cards: Sequence[Card], below: Sequence[ipywidgets.Widget]
+        self, controls: Mapping[str, ipywidgets.ValueWidget], *parts: ipywidgets.Widget | Sequence[Card]
     ) -> None:
-        self._controls, self._cards, self._is_busy = dict(controls), cards, False
+        """Below the controls come the `parts`: cards of a list side by side where there is room, a widget alone."""
+        self._controls, self._is_busy = dict(controls), False
+        self._cards = [card for part in parts if not isinstance(part, ipywidgets.Widget) for card in part]
         for control in self._controls.values():
             control.layout.width, control.style.description_width = "300px", "100px"
             control.observe(self._control_changed, "value")
-        rows = [ipywidgets.Box(list(row), layout=_WRAPPING) for row in (self._controls.values(), cards)]
-        super().__init__([*rows, *below, _Fit()])
+        rows = [part if isinstance(part, ipywidgets.Widget) else ipywidgets.Box(list(part), layout=_WRAPPING)
+                for part in (list(self._controls.values()), *parts)]  # fmt: skip
+        super().__init__([*rows, _Fit()])
         with self._unheard():
             self.offer(self._choices())
         self._publish()

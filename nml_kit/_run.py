@@ -53,10 +53,12 @@ def _prepared(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], 
         content = profile(name).model_dump(mode="json")
         if Path(name).suffix:  # a file: the kernel works in another directory
             values["profile"] = str(Path(name).resolve())
-    if defaults.get("interactive") is not None and values.setdefault("interactive", False):
-        raise InvalidInputError(
-            f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab for them."
-        )
+    if "interactive" in defaults:
+        if values.get("interactive"):
+            raise InvalidInputError(
+                f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab for them."
+            )
+        values["interactive"] = False
     decisive = {name: repr(value) for name, value in (defaults | values).items() if name not in ("run_dir", "profile")}
     cells = [[cell["cell_type"], cell["source"], cell["metadata"]["tags"]] for cell in source["cells"]]
     key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}

@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.look import at_ratio, ratios_in_order
 from nml_kit.spectra_tables import domain_names
+from nml_kit.spectrum import cumulative_energy, largest_singular_value_ratio, singular_value_entropy
 
 Quantity = Literal["share", "singular value", "cumulative energy"]
 SpectraKey = tuple[str, str, str]
@@ -49,7 +49,8 @@ def spectral_points(spectra: pd.DataFrame, *, seed: int | None = None) -> pd.Dat
     [{'ratio': 0.0, 'seed': 0, 'sve': 0.693, 'lsvr': 0.693}]
     """
     keys, shares = _matrix(spectra, "share", seed)
-    return keys.assign(sve=entr(shares).sum(axis=1), lsvr=-np.log(shares[:, 0]))
+    sve, lsvr = (list(map(metric, shares)) for metric in (singular_value_entropy, largest_singular_value_ratio))
+    return keys.assign(sve=sve, lsvr=lsvr)
 
 
 def page_tables(
@@ -104,5 +105,5 @@ def _matrix(spectra: pd.DataFrame, quantity: Quantity, seed: int | None) -> tupl
     if quantity == "singular value":
         values = values * spectra["total"].to_numpy(np.float64)[::length, None]
     if quantity == "cumulative energy":
-        values = np.cumsum(values**2, axis=1) / (values**2).sum(axis=1, keepdims=True)
+        values = np.apply_along_axis(cumulative_energy, 1, values)
     return keys, values

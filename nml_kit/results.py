@@ -85,7 +85,7 @@ def _spectra(place: Path, profile: str) -> pd.DataFrame:
             "`00_start_here`, or name the directory of runs."
         )
     every = pd.concat(found, ignore_index=True)
-    return every.drop_duplicates([*SPECTRUM_COLUMNS[:-2]], ignore_index=True)
+    return every.drop_duplicates(SPECTRUM_COLUMNS[:-2], ignore_index=True)
 
 
 def _network_maker(profile_name: str) -> Callable[[Objective, float], Backbone]:

@@ -44,7 +44,7 @@ class NoiseComparison(Explorer):
             "second_method": pick(options=methods, description="head"),
         }
         self.cards, self.samples = {"task": Card(480), "given": Card(480), "said": Card(560)}, ipywidgets.HTML()
-        super().__init__(controls, [*self.cards.values()], [self.samples])
+        super().__init__(controls, [*self.cards.values()], self.samples)
 
     def offer(self, choices: Any) -> None:
         """The classes are those of the task."""
@@ -71,7 +71,8 @@ class NoiseComparison(Explorer):
     def static(self) -> go.Figure:
         """Tasks, and classes of the chosen task, with a menu of what the first result is set against."""
         task, (first, second) = self.view["task"], self._keys()
-        others = {second: None, **{key: None for key in self._answers if key.method == second.method}, **self._answers}
+        alike = [key for key in self._answers if key.method == second.method]
+        others = dict.fromkeys([second, *alike, *self._answers])
         pairs = comparison.changes_from(first, others, self._answers, task, _task_of(task).class_names)
         return comparison_page(pairs, title=f"What changes, by task and by class of {task}: choose a pair")
 

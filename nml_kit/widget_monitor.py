@@ -45,9 +45,7 @@ class RunMonitor(Explorer):
         self.timer = ipywidgets.Play(interval=_INTERVAL, max=10**6, repeat=True)
         button = ipywidgets.Button(description="look now", icon="refresh")
         self.table, self.found = ipywidgets.HTML(), Card(640)
-        super().__init__(controls, [self.found], [ipywidgets.HBox([self.timer, button]), self.table])
-        above, figures, *below, fit = self.children
-        self.set_trait("children", (above, *below, figures, fit))  # the table matters more
+        super().__init__(controls, ipywidgets.HBox([self.timer, button]), self.table, [self.found])
         self.timer.observe(self._ticked, "value")
         button.on_click(self._ticked)
 

@@ -55,7 +55,7 @@ class NoiseGallery(Explorer):
             "own_class": pick(options=[_EVERY, *self._task.class_names], description="own class"),
         }  # fmt: skip
         self.matrix, self.samples = Card(640), ipywidgets.HTML()
-        super().__init__(controls, [self.matrix], [self.samples])
+        super().__init__(controls, [self.matrix], self.samples)
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw the gallery anew, and the matrix unless only the class has changed."""

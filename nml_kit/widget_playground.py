@@ -59,7 +59,7 @@ class TermPlayground(Explorer):
             **{term: ipywidgets.Checkbox(value=True, description=term, indent=False) for term in TERMS},
         }
         self.accuracy, self.spectra, self.text = Card(480), Card(560), ipywidgets.HTML()
-        super().__init__(controls, [self.accuracy, self.spectra], [self.text])
+        super().__init__(controls, [self.accuracy, self.spectra], self.text)
 
     def offer(self, choices: Mapping[str, Any]) -> None:
         """The domains are those of the task."""

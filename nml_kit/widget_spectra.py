@@ -63,7 +63,7 @@ class SpectrumExplorer(Explorer):
         }
         self._loadings = lru_cache(maxsize=32)(self._loadings_of)
         self.spectrum, self.plane, self.samples = Card(640), Card(380), ipywidgets.HTML()
-        super().__init__(controls, [self.spectrum, self.plane], [self.samples])
+        super().__init__(controls, [self.spectrum, self.plane], self.samples)
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw the figures anew unless only what the samples depend on has changed."""
