@@ -131,17 +131,14 @@ def verdict_counts(verdicts: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(rows=counts.sum(axis=1)).reset_index().rename_axis(columns=None)
 
 
-def verdicts_in_words(verdicts: pd.DataFrame) -> str:
-    """Say how many of how many rows of each claim got each verdict.
-
-    >>> verdicts_in_words(pd.DataFrame({"claim": ["C1"], "objective": ["supervised"], "verdict": ["supported"]}))
-    'C1 (supervised): of 1 row, 1 supported, 0 contradicted, 0 inconclusive'
-    """
-    return "; ".join(
-        f"{row.claim} ({row.objective}): of {row.rows} row{'s' * (row.rows != 1)}, {row.supported} {SUPPORTED}, "
-        f"{row.contradicted} {CONTRADICTED}, {row.inconclusive} {INCONCLUSIVE}"
-        for row in verdict_counts(verdicts).itertuples(index=False)
-    )
+def verdict_table(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts to read: claim, objective, on (protocol, task), contrast (with its metric), claimed, verdict, why."""
+    on = (verdicts["protocol"] + " · " + verdicts["task"]).where(verdicts["task"] != "", "")
+    metric = verdicts["metric"].where(~verdicts["metric"].isin(["", "accuracy"]), "")
+    contrast = verdicts["contrast"] + metric.where(metric == "", ", " + metric.str.upper())
+    return verdicts.assign(on=on, contrast=contrast)[
+        ["claim", "objective", "on", "contrast", "claimed", "verdict", "why"]
+    ]
 
 
 def registry_table() -> pd.DataFrame:
@@ -188,7 +185,7 @@ def _verdict(result: Result, adjusted: float) -> tuple[str, str]:
     side = "not clearly apart from" if adjusted > LEVEL else "above" if above else "below"
     why = f"{value} {interval}, adjusted p = {adjusted:.2g}: {side} {part.null:g}"
     if adjusted > LEVEL:
-        return INCONCLUSIVE, f"{why}, which does not mean that there is no difference."
+        return INCONCLUSIVE, f"{why}."
     if part.direction and above != (part.direction > 0):
         return CONTRADICTED, f"{why}, but claimed {_CLAIMED[part.direction]}."
     if result.reverse:

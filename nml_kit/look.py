@@ -113,6 +113,15 @@ def wrap(text: object, width: int) -> str:
     return "<br>".join(as_text(line) for line in textwrap.wrap(str(text), width, break_on_hyphens=False))
 
 
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences as a Markdown list, with the empty line that must come before it.
+
+    >>> bullets(["ID: no change", "OOD: falls"])
+    '\\n\\n- ID: no change\\n- OOD: falls'
+    """
+    return "\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def require_columns(frame: pd.DataFrame, columns: list[str], figure: str) -> None:
     """Raise InvalidInputError naming the missing `columns`, or an empty table, of the figure called `figure`."""
     missing = [column for column in columns if column not in frame]

@@ -159,6 +159,10 @@ def spectra_atlas(bands: pd.DataFrame, *, title: str) -> go.Figure:
             line = _line(points["index"], points["share"], ratio_color(ratio), ratio_label(ratio), width=1.5)
             line.update(line_dash="dot" if math.isnan(ratio) else "solid", **ratio_legend(ratio, shown=number == 0))
             figure.add_trace(line, row, column)
+    lowest = {column: row for row, column in places.values()}
+    for column, row in lowest.items():
+        figure.update_xaxes(title_text="index i", row=row, col=column)
+    figure.update_yaxes(title_text="σ<sub>i</sub> / Σσ", col=1)
     figure.update_xaxes(type="log", dtick=1, tickformat="~s")
     figure.update_yaxes(type="log", tickvals=[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1], range=[math.log10(_FLOOR), 0])
     figure.update_yaxes(tickformat="~g")

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom, page_trend_test, spearmanr, ttest_1samp
 
 from nml_kit._claim_tests import holm, paired_estimate, rank_association
-from nml_kit.claims import CLAIMS, VERDICT_COLUMNS, judge_claims, registry_table, verdict_counts
+from nml_kit.claims import CLAIMS, VERDICT_COLUMNS, judge_claims, registry_table, verdict_counts, verdict_table
 from nml_kit.errors import InvalidInputError
 
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -107,7 +107,7 @@ def test_a_large_effect_is_judged_in_its_direction(claim, contrast, truth, expec
 def test_without_effects_nothing_is_decided_and_nothing_is_called_no_effect():
     judged = judge_claims(*simulate())
     assert set(judged["verdict"]) == {"inconclusive"}
-    assert judged.loc[judged["p_value"].notna(), "why"].str.endswith("does not mean that there is no difference.").all()
+    assert judged.loc[judged["p_value"].notna(), "why"].str.contains("not clearly apart from").all()
     counts = verdict_counts(judged).set_index(["claim", "objective"])
     # 2 ID and 2 OOD tasks: (slight, highest) · (4 ratios, trend) · (slight, trend) · (trend, rank) · 3 pairs × 4 tasks
     # + 2 pairs × (2 SVE + 2 LSVR) + 1 · slight; C7: one row for each of five claims.
@@ -393,3 +393,12 @@ def test_every_claim_states_estimand_test_and_rule():
     assert table.map(len).gt(0).all(axis=None)
     judged = judge_claims(*simulate(samples=40))
     assert set(judged["claim"]) == set(CLAIMS)
+
+
+def test_the_table_to_read_names_what_each_row_is_about():
+    judged = judge_claims(*simulate())
+    table = verdict_table(judged).set_index(["claim", "on", "contrast"])
+    assert table.index.is_unique
+    assert table["why"].tolist() == judged["why"].tolist()
+    assert ("C3", "ID · a", "LP: trend over ratios, SVE") in table.index
+    assert ("C7", "", "C1") in table.index

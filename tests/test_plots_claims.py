@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nml_kit.claims import judge_claims, verdict_counts, verdicts_in_words
+from nml_kit.claims import judge_claims
 from nml_kit.errors import InvalidInputError
 from nml_kit.plots_claims import claim_effects
 from tests.test_claims import DOWN, HUMP, simulate
@@ -60,12 +60,3 @@ def test_objectives_are_told_apart_and_missing_effects_explained(verdicts):
     assert "C7: There are no contrastive results for C1." in nothing.layout.annotations[0].text
     with pytest.raises(InvalidInputError, match="missing: verdict"):
         claim_effects(verdicts.drop(columns="verdict"), title="")
-
-
-def test_words_count_what_the_table_holds(verdicts):
-    counts = verdict_counts(verdicts).set_index("claim").loc["C2"]
-    words = verdicts_in_words(verdicts)
-    assert counts["supported"] == (verdicts.query("claim == 'C2'")["verdict"] == "supported").sum() > 0
-    assert (
-        f"C2 (supervised): of 10 rows, {counts['supported']} supported, {counts['contradicted']} contradicted" in words
-    )
