@@ -1,16 +1,16 @@
 """What all explorers share: controls above figures, and one synced dict, `view`, of all that was chosen."""
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
-import anywidget
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import traitlets
 
+from nml_kit._figure_view import FigureView
 from nml_kit.errors import InvalidInputError, NMLError, unknown_name
 from nml_kit.look import png_uri, without_title
 
@@ -22,53 +22,24 @@ _CARD = (
 )
 
 
-class _Fit(anywidget.AnyWidget):
-    """Tells figures, which listen to the window alone, when the place that they are in gets another width."""
-
-    _esm = """
-    export default { render({ el }) {
-        let width = 0;
-        const observer = new ResizeObserver(([entry]) => {
-            if (entry.contentRect.width === width) return;
-            width = entry.contentRect.width;
-            window.dispatchEvent(new Event("resize"));
-        });
-        observer.observe(el);
-        return () => observer.disconnect();
-    } };
-    """
-
-
 class Card(ipywidgets.VBox):
     """A figure under its title, as wide as its place, which is `width` pixels or the whole page if that is narrower."""
 
     def __init__(self, width: int) -> None:
-        self.title, self.figure = ipywidgets.HTML(), go.FigureWidget()
-        self.figure._config = {"responsive": True, "displaylogo": False}
+        self.title, self.view = ipywidgets.HTML(), FigureView()
         place = {"flex": f"1 1 {width}px", "min_width": "300px", "max_width": "100%", "display": "block"}
-        super().__init__([self.title, self.figure], layout=place)
+        super().__init__([self.title, self.view], layout=place)
+
+    @property
+    def figure(self) -> go.Figure:
+        """What is drawn."""
+        return self.view.figure
 
     def show(self, figure: go.Figure) -> None:
-        """Make the figure on the screen equal to `figure`, changing only what differs if the traces are of one make."""
-        words = (figure.layout.title.text or "").replace("<br>", " ")  # on a page it wraps as the page does
+        """Draw `figure`, whose title stands above it as a text that wraps as the page does."""
+        words = (figure.layout.title.text or "").replace("<br>", " ")
         self.title.value = f'<div style="font-size:17px;line-height:1.3;margin-top:8px">{words}</div>'
-        without_title(figure)
-        for heatmap in figure.select_traces({"type": "heatmap"}):  # sent as nested lists: JSON has no NaN
-            heatmap.z = np.where(np.isnan(heatmap.z), None, heatmap.z)
-        shown = self.figure
-        with shown.batch_update():
-            if [trace.type for trace in shown.data] == [trace.type for trace in figure.data]:
-                for old, new in zip(shown.data, figure.data, strict=True):
-                    old.update(new.to_plotly_json(), overwrite=True)
-            else:
-                shown.data = []
-                shown.add_traces(figure.data)
-            shown.layout.update(figure.layout.to_plotly_json(), overwrite=True)
-
-    def on_click(self, react: Callable[..., None]) -> None:
-        """Call `react(trace, points, selector)` when a point of any trace is clicked."""
-        for trace in self.figure.data:
-            trace.on_click(react, append=False)
+        self.view.show(without_title(figure), html.unescape(words))
 
 
 class Explorer(ipywidgets.VBox):
@@ -85,21 +56,15 @@ class Explorer(ipywidgets.VBox):
     ) -> None:
         """Below the controls come the `parts`: cards of a list side by side where there is room, a widget alone."""
         self._controls, self._is_busy = dict(controls), False
-        self._cards = [card for part in parts if not isinstance(part, ipywidgets.Widget) for card in part]
         for control in self._controls.values():
             control.layout.width, control.style.description_width = "300px", "100px"
             control.observe(self._control_changed, "value")
         rows = [part if isinstance(part, ipywidgets.Widget) else ipywidgets.Box(list(part), layout=_WRAPPING)
                 for part in (list(self._controls.values()), *parts)]  # fmt: skip
-        super().__init__([*rows, _Fit()])
+        super().__init__(rows)
         with self._unheard():
             self.offer(self._choices())
         self._publish()
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        for card in self._cards:
-            card.figure._repr_mimebundle_()  # inside a box, plotly would show it as it was when it was made
-        return super()._repr_mimebundle_(**options)
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw what `view` says, after the choices named in `changed` have changed."""

@@ -229,14 +229,14 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
     lines = wrap(title, 90)
     extra_lines = lines.count("<br>")
     title_height = 16 + _LINE_HEIGHT * (extra_lines + 1)
-    top = title_height + (64 if legend else 10 + _PANEL_TITLE * bool(panel_titles))
+    top = title_height + (78 if legend else 10 + _PANEL_TITLE * bool(panel_titles))
     total = height + top
     figure.update_layout(template="nml", height=total, margin={"t": top})
     # plotly centres further title lines about the first one: half a line down for each keeps them inside
     title_top = 12 + _LINE_HEIGHT / 2 * extra_lines
     figure.update_layout(title={"text": lines, "y": 1 - title_top / total, "xanchor": "left", "yanchor": "top"})
     figure.update_layout(showlegend=legend is not None)
-    figure.update_layout(legend={"title": {"text": f"{legend}  "}, "y": 1 - title_height / total})
+    figure.update_layout(legend={"title": {"text": legend, "side": "top"}, "y": 1 - title_height / total})
     return figure
 
 

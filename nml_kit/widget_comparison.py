@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from nml_kit import comparison
 from nml_kit._explorer import Card, Explorer, gallery_html
+from nml_kit._figure_view import Point
 from nml_kit.datasets import Task, load_task
 from nml_kit.look import as_text
 from nml_kit.plots_comparison import MOST_CLASSES, comparison_page, confusion_changes, paired_accuracies
@@ -44,6 +45,9 @@ class NoiseComparison(Explorer):
             "second_method": pick(options=methods, description="head"),
         }
         self.cards, self.samples = {"task": Card(480), "given": Card(480), "said": Card(560)}, ipywidgets.HTML()
+        for choice in ("task", "given"):
+            self.cards[choice].view.on("click", partial(self._row_clicked, choice))
+        self.cards["said"].view.on("click", self._confusion_clicked)
         super().__init__(controls, [*self.cards.values()], self.samples)
 
     def offer(self, choices: Any) -> None:
@@ -65,7 +69,6 @@ class NoiseComparison(Explorer):
         if changed - {"given", "said"}:
             change = comparison.confusion_change(first, second, len(names))
             self.cards["said"].show(confusion_changes(change, names, title="Which classes are taken for which more"))
-            self.cards["said"].on_click(self._confusion_clicked)
         self.samples.value = self._gallery(comparison.changed_samples(first, second), names)
 
     def static(self) -> go.Figure:
@@ -88,16 +91,14 @@ class NoiseComparison(Explorer):
         title = f"{first} → {second}: {comparison.changes_in_words(changes, what)}"
         shown = comparison.largest_changes(changes, MOST_CLASSES)
         self.cards[choice].show(paired_accuracies(shown, (first, second), chosen=self.view[choice], title=title))
-        self.cards[choice].on_click(partial(self._row_clicked, choice))
 
-    def _row_clicked(self, choice: str, trace: go.Scatter, points: Any, _: Any) -> None:
-        if points.point_inds and trace.customdata is not None:
-            self.choose(**{choice: str(trace.customdata[points.point_inds[0]])})
+    def _row_clicked(self, choice: str, point: Point) -> None:
+        if point.trace.customdata is not None:
+            self.choose(**{choice: str(point.trace.customdata[point.index])})
 
-    def _confusion_clicked(self, _: go.Heatmap, points: Any, __: Any) -> None:
+    def _confusion_clicked(self, point: Point) -> None:
         names = {as_text(name): name for name in _task_of(self.view["task"]).class_names}
-        if points.xs:
-            self.choose(given=names[points.ys[0]], said=names[points.xs[0]])
+        self.choose(given=names[point.y], said=names[point.x])
 
     def _gallery(self, lost: pd.DataFrame, names: Sequence[str]) -> str:
         for column, choice in (("label", self.view["given"]), ("prediction", self.view["said"])):

@@ -1,7 +1,7 @@
 """The noise gallery: what was flipped into what, and what the network is told of which training image."""
 
 from collections.abc import Set
-from typing import Any, get_args
+from typing import get_args
 
 import ipywidgets
 import numpy as np
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from nml_kit._explorer import Card, Explorer, gallery_html
+from nml_kit._figure_view import Point
 from nml_kit.errors import InvalidInputError
 from nml_kit.look import as_text, ratio_label
 from nml_kit.noise_tables import (
@@ -55,6 +56,7 @@ class NoiseGallery(Explorer):
             "own_class": pick(options=[_EVERY, *self._task.class_names], description="own class"),
         }  # fmt: skip
         self.matrix, self.samples = Card(640), ipywidgets.HTML()
+        self.matrix.view.on("click", self._clicked)
         super().__init__(controls, [self.matrix], self.samples)
 
     def redraw(self, changed: Set[str]) -> None:
@@ -64,7 +66,6 @@ class NoiseGallery(Explorer):
             self._table = self._samples_at(self.view["ratio"])
             counts, title = self._matrix(self._table)
             self.matrix.show(transition_matrix(counts, self._task.class_names, title=title))
-            self.matrix.on_click(self._clicked)
         self.samples.value = self._gallery()
 
     def static(self) -> go.Figure:
@@ -86,11 +87,11 @@ class NoiseGallery(Explorer):
         noise = f"{self.view['kind']} noise".capitalize() if self.view["objective"] == "supervised" else "Exchange"
         return counts, f"{noise}: {noise_finding(table, self.view['objective'])}"
 
-    def _clicked(self, _: Any, points: Any, __: Any) -> None:
+    def _clicked(self, point: Point) -> None:
         """The row of the cell under the pointer becomes the class."""
         names = {as_text(name): name for name in self._task.class_names}
-        if points.ys and str(points.ys[0]) in names:
-            self.choose(own_class=names[str(points.ys[0])])
+        if point.y in names:
+            self.choose(own_class=names[point.y])
 
     def _gallery(self) -> str:
         view, names = self.view, self._task.class_names

@@ -2,7 +2,7 @@
 
 from collections.abc import Set
 from functools import lru_cache
-from typing import Any, get_args
+from typing import get_args
 
 import ipywidgets
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from nml_kit._explorer import Card, Explorer, gallery_html
+from nml_kit._figure_view import Point
 from nml_kit.datasets import Task
 from nml_kit.directions import class_separation, singular_directions, strongest_samples
 from nml_kit.explorer_tables import (
@@ -63,6 +64,7 @@ class SpectrumExplorer(Explorer):
         }
         self._loadings = lru_cache(maxsize=32)(self._loadings_of)
         self.spectrum, self.plane, self.samples = Card(640), Card(380), ipywidgets.HTML()
+        self.spectrum.view.on("hover", self._hovered)
         super().__init__(controls, [self.spectrum, self.plane], self.samples)
 
     def redraw(self, changed: Set[str]) -> None:
@@ -71,8 +73,6 @@ class SpectrumExplorer(Explorer):
             spectrum, plane = self._figures()
             self.spectrum.show(spectrum)
             self.plane.show(plane)
-            for trace in self.spectrum.figure.data:
-                trace.on_hover(self._hovered, append=False)
         if changed & {"direction", "network", "task", "objective"}:
             self.samples.value = self._gallery()
 
@@ -99,11 +99,11 @@ class SpectrumExplorer(Explorer):
         ratios = self.view["ratios"] or [table["ratio"].min()]
         return table[table["ratio"].isin(ratios) | (table["ratio"].isna() & (RANDOM_INIT in ratios))]
 
-    def _hovered(self, trace: go.Scatter, points: Any, _: Any) -> None:
+    def _hovered(self, point: Point) -> None:
         """The index under the pointer becomes the direction, the line's ratio the network."""
         by_label = dict(self._controls["network"].options)
-        if points.xs and trace.legendgroup in by_label:
-            self.choose(direction=int(points.xs[0]), network=by_label[trace.legendgroup])
+        if point.trace.legendgroup in by_label:
+            self.choose(direction=int(point.x), network=by_label[point.trace.legendgroup])
 
     def _gallery(self) -> str:
         view = self.view

@@ -66,6 +66,7 @@ LAYERS = (
     "_deployment",
     "_console",
     "cli",
+    "_figure_view",
     "_explorer",
     "widget_spectra widget_comparison widget_noise widget_playground widget_monitor",
     "widgets",

@@ -1,7 +1,6 @@
 """The noise gallery: what it counts and shows against numpy on the noise records themselves."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ import plotly.graph_objects as go
 import pytest
 
 from nml_kit import widget_noise
+from nml_kit._figure_view import Point
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.noise import inject_caption_noise, inject_label_noise
 from nml_kit.noise_tables import class_counts, described_changes, noise_finding, noisy_samples
@@ -77,10 +77,10 @@ def test_one_class_shows_its_own_changes_only(gallery):
 
 def test_a_click_on_a_row_chooses_its_class_and_leaves_the_matrix(gallery):
     before = gallery.matrix.title.value
-    gallery._clicked(None, SimpleNamespace(ys=["bank"]), None)
+    gallery._clicked(Point(None, [0, 0], "x", "bank"))
     assert gallery.view["own_class"] == "bank"
     assert gallery.matrix.title.value == before
-    gallery._clicked(None, SimpleNamespace(ys=["no such class"]), None)
+    gallery._clicked(Point(None, [0, 0], "x", "no such class"))
     assert gallery.view["own_class"] == "bank"
 
 
@@ -149,7 +149,7 @@ def test_names_and_captions_from_data_are_shown_as_text(monkeypatch):
     assert not [text for text in texts if "<img" in text]
     assert "&lt;img" in gallery.matrix.figure.data[1].y[0]
     gallery.choose(own_class="every class")
-    gallery._clicked(None, SimpleNamespace(ys=[gallery.matrix.figure.data[1].y[0]]), None)
+    gallery._clicked(Point(None, [0, 0], "x", gallery.matrix.figure.data[1].y[0]))
     assert gallery.view["own_class"] == EVIL
 
 
