@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import data_path, heads, spectra, steps
+from benchmarks import data_path, heads, interaction, spectra, steps
 from benchmarks.measure import REPEATS, Row, gemm_rate
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -19,12 +19,14 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "heads": heads.rows,
     "spectra": spectra.rows,
     "data": data_path.rows,
+    "interaction": interaction.rows,
 }
 HEADINGS = {
     "steps": "One training step",
     "heads": "Whole fits and sweeps",
     "spectra": "Singular spectra",
     "data": "Data path",
+    "interaction": "Interaction",
 }
 
 

@@ -42,6 +42,26 @@ def answers_of(answers: Mapping[ResultKey, pd.DataFrame], key: ResultKey) -> pd.
     return answers[key]
 
 
+def spectra_by_result(spectra: pd.DataFrame) -> dict[tuple[ResultKey, str], pd.Series]:
+    """The spectrum of each result on each panel: σ_i/Σσ (fraction) by index, mean over seeds and held-out domains."""
+    named = spectra.assign(panel=spectra["protocol"] + " · " + spectra["task"])
+    found = {}
+    for ratio in ratios_in_order(named):
+        for (objective, method, panel), part in at_ratio(named, ratio).groupby(["objective", "method", "panel"]):
+            key = ResultKey(str(objective), ratio_label(ratio), str(method))
+            found[key, str(panel)] = part.groupby("index")["share"].mean()
+    return found
+
+
+def spectral_means(rows: pd.DataFrame, key: ResultKey, panel: str) -> dict[str, float]:
+    """SVE and LSVR (nats) of a result on a panel, means over seeds and held-out domains: "sve", "lsvr"."""
+    protocol, task = panel.split(" · ")
+    labels = rows["ratio"].map(ratio_label)
+    mine = rows[(labels == key.noise) & (rows[["objective", "method", "protocol", "task"]]
+                                         == [key.objective, key.method, protocol, task]).all(axis=1)]  # fmt: skip
+    return {metric: float(mine.loc[mine["metric"] == metric, "value"].mean()) for metric in ("sve", "lsvr")}
+
+
 def task_changes(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of both on each panel, the largest loss first: name, n (samples), first, second, change."""
     return _changes(first, second, "panel")

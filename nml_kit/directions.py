@@ -1,5 +1,7 @@
 """What the singular directions of a feature matrix stand for: the samples that load on them, the classes they part."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -57,3 +59,19 @@ def strongest_samples(loadings: ArrayLike, index: int, count: int) -> NDArray[np
     if not 1 <= index <= loadings.shape[1]:
         raise InvalidInputError(f"Expected a direction from 1 to {loadings.shape[1]}, got {index}.")
     return np.argsort(-np.abs(loadings[:, index - 1]), kind="stable")[:count]
+
+
+def described_direction(
+    loadings: NDArray[np.float64], index: int, labels: NDArray[np.int64], class_names: Sequence[str], count: int
+) -> tuple[NDArray[np.intp], list[str], str]:
+    """The samples that load most on direction `index` (from 1), a caption for each, and what parts the classes.
+
+    Raises InvalidInputError for an index out of range.
+
+    >>> described_direction(np.array([[1.0], [3.0], [3.0]]), 1, np.array([0, 1, 1]), ["cat", "dog"], 1)[1:]
+    (['dog +3.00'], 'classes make 100% of its variance')
+    """
+    strongest = strongest_samples(loadings, index, count)
+    captions = [f"{class_names[labels[row]]} {loadings[row, index - 1]:+.2f}" for row in strongest]
+    separation = class_separation(loadings[:, index - 1 : index], labels)[0]
+    return strongest, captions, f"classes make {separation:.0%} of its variance"

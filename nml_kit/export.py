@@ -45,8 +45,8 @@ _TEMPLATE = """
 {%- block data_javascript -%}{%- endblock data_javascript -%}
 """
 _FIGURE = Markup(
-    '<figure role="img" aria-label="{0}"><figcaption>{0}</figcaption>'
-    '<div class="nml-figure" style="height:{1}px"></div>'
+    "<figure><figcaption>{0}</figcaption>"
+    '<div class="nml-figure" role="img" aria-label="{0}" style="height:{1}px"></div>'
     '<script type="application/json">{2}</script></figure>'
 )
 _LONGEST = 60  # characters of a parameter

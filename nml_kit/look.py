@@ -1,6 +1,7 @@
 """One look for every figure: the template "nml", a colour per noise ratio, a mark per method, safe texts."""
 
 import base64
+import functools
 import html
 import io
 import math
@@ -58,6 +59,7 @@ pio.templates["nml"] = go.layout.Template(
 )
 
 
+@functools.lru_cache(maxsize=64)
 def ratio_color(ratio: float) -> str:
     """Return the colour of a noise ratio (fraction), the same in every figure; NaN, the random baseline, is grey.
 
@@ -209,16 +211,17 @@ def interval_trace(part: pd.DataFrame, x: str, y: str, method: str, mark: tuple[
 def ratio_band(x: Any, low: Any, high: Any, ratio: float) -> go.Scatter:
     """The area between two lines, in the colour of a ratio, under its entry of the legend."""
     there_and_back = np.concatenate([x, x[::-1]])
-    band = go.Scatter(x=there_and_back, y=np.concatenate([high, low[::-1]]), fill="toself", opacity=0.18)
-    band.update(fillcolor=ratio_color(ratio), mode="lines", line={"width": 0}, hoverinfo="skip")
-    return band.update(ratio_legend(ratio, shown=False))
+    return go.Scatter(
+        x=there_and_back, y=np.concatenate([high, low[::-1]]), mode="lines", line={"width": 0}, hoverinfo="skip",
+        fill="toself", fillcolor=ratio_color(ratio), opacity=0.18, **ratio_legend(ratio, shown=False),
+    )  # fmt: skip
 
 
 def ratio_legend(ratio: float, *, shown: bool) -> dict[str, Any]:
     return {"name": ratio_label(ratio), "legendgroup": ratio_label(ratio), "showlegend": shown}
 
 
-def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None, characters: int = 90) -> go.Figure:
+def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines, a legend row, room for titles of panels.
 
     `height` is that of the panels in pixels.

@@ -13,14 +13,11 @@ from sklearn.base import BaseEstimator
 
 from nml_kit.errors import unknown_name
 from nml_kit.evaluate import fit_all, outcome
-from nml_kit.features import Features, extract_features
+from nml_kit.features import Features
 from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
 from nml_kit.intervals import accuracy_intervals, change_in_words, paired_differences
-from nml_kit.origins import downstream_tasks
-from nml_kit.profiles import Objective, load_profile
 from nml_kit.regularizers import Recipe
-from nml_kit.results import StudyResults
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy
 
 TERMS = ("MSE", "COV", "SVD")
@@ -51,19 +48,6 @@ def held_out_domains(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     """
     held_out = rows[rows["protocol"] == "OOD"].groupby("task")["test_domain"].unique()
     return {task: tuple(sorted(held_out.get(task, ()))) for task in sorted(rows["task"].unique())}
-
-
-@lru_cache(maxsize=16)
-def whole_features(results: StudyResults, objective: Objective, ratio: float, task: str) -> Features:
-    """Train and test features of a task, cut to the profile's size, from the network of `results` at a ratio.
-
-    They are read from the store, or made and kept there: some seconds the first time. Raises UnknownNameError for a
-    task that is not the profile's, InvalidInputError if the network is not there.
-    """
-    tasks = downstream_tasks(load_profile(results.profile))
-    if task not in tasks:
-        raise unknown_name("task", task, tasks)
-    return extract_features(tasks[task], results.network(objective, ratio), progress=False)
 
 
 def quick_epochs(num_samples: int) -> int:

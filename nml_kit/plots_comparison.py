@@ -13,6 +13,8 @@ from nml_kit.look import INK, METHOD_MARKS, as_text, category_axis, finish, requ
 
 _LOSS, _GAIN = METHOD_MARKS["NMTune"][0], METHOD_MARKS["LP"][0]  # orange and blue: told apart by everyone
 MOST_CLASSES, _ROW_HEIGHT = 20, 24  # classes shown; pixels
+_QUIET = "#8a8f98"
+_NOTHING = 1e-3  # of the largest share: a quotient of less says nothing
 
 
 def paired_accuracies(changes: pd.DataFrame, names: tuple[str, str], *, chosen: str = "", title: str) -> go.Figure:
@@ -47,6 +49,27 @@ def confusion_changes(change: np.ndarray, class_names: Sequence[str], *, title: 
     figure.update_xaxes(title_text="taken for", tickangle=-60, **ticks)
     figure.update_yaxes(title_text="class", autorange="reversed", **ticks)
     return finish(figure, title, height=210 + 17 * len(kept))
+
+
+def paired_spectra(first: pd.Series, second: pd.Series, names: tuple[str, str], *, title: str) -> go.Figure:
+    """Draw two spectra (shares σ_i/Σσ by index, from 1) on logarithmic axes, and below the change from the first."""
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06)
+    looks = ({"color": _QUIET, "dash": "dash", "width": 2}, {"color": INK, "width": 2})
+    for spectrum, name, look in zip((first, second), names, looks, strict=True):
+        hover = f"{as_text(name)}<br>i = %{{x}}: %{{y:.4g}}<extra></extra>"
+        line = go.Scatter(
+            x=spectrum.index, y=spectrum, mode="lines", line=look, name=as_text(name), hovertemplate=hover
+        )
+        figure.add_trace(line, 1, 1)
+    change = (second / first - 1)[first > _NOTHING * first.max()]
+    hover = "i = %{x}: %{y:+.1%}<extra></extra>"
+    figure.add_scatter(x=change.index, y=change, mode="lines", line=looks[1], showlegend=False, hovertemplate=hover,
+                       row=2, col=1)  # fmt: skip
+    figure.add_hline(y=0, line=looks[0], row=2, col=1)
+    figure.update_xaxes(type="log", dtick=1).update_xaxes(title_text="index i (log scale)", row=2)
+    figure.update_yaxes(type="log", tickformat="~g", nticks=6, title_text="σ<sub>i</sub> / Σσ", row=1)
+    figure.update_yaxes(tickformat="+~%", nticks=5, title_text="change", row=2)
+    return finish(figure, title, height=400, legend=" ")
 
 
 def comparison_page(pairs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], *, title: str) -> go.Figure:

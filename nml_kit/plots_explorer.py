@@ -50,15 +50,13 @@ def spectrum_view(
     for ratio in ratios_in_order(bands):
         part = _drawn(at_ratio(bands, ratio))
         figure.add_trace(ratio_band(part["index"], part["low"], part["high"], ratio), 1, 1)
-        line = _line(part["index"], part["mean"], ratio, "%{y:.4g}")
-        figure.add_trace(line.update(ratio_legend(ratio, shown=True)), 1, 1)
+        figure.add_trace(_line(part["index"], part["mean"], ratio, "%{y:.4g}", shown=True), 1, 1)
         if not math.isnan(ratio):  # far away, it would set the scale
-            line = _line(part["index"], part["change"], ratio, "%{y:+.1%} of clean")
-            figure.add_trace(line.update(ratio_legend(ratio, shown=False)), 2, 1)
+            figure.add_trace(_line(part["index"], part["change"], ratio, "%{y:+.1%} of clean"), 2, 1)
     between = _drawn(between)
     for row, column in ((1, "mean"), (2, "change")):
-        line = go.Scatter(x=between["index"], y=between[column], mode="lines", line={"color": INK, "dash": "dash"})
-        figure.add_trace(line.update(showlegend=False, hoverinfo="skip", line_width=2), row, 1)
+        look = {"mode": "lines", "line": {"color": INK, "dash": "dash", "width": 2}, "showlegend": False}
+        figure.add_trace(go.Scatter(x=between["index"], y=between[column], hoverinfo="skip", **look), row, 1)
     x_type, y_type = _AXES[scale]
     figure.update_xaxes(type=x_type, dtick=1 if x_type == "log" and last >= 20 * first else None)
     figure.update_xaxes(title_text="index i" + " (log scale)" * (x_type == "log"), row=2)
@@ -66,6 +64,7 @@ def spectrum_view(
     if y_type == "log":
         figure.update_yaxes(tickformat="~g", row=1)
     figure.update_yaxes(title_text="change from clean", tickformat="+~%", nticks=6, row=2)
+    figure.update_layout(uirevision=f"{quantity}, {scale}, {first} to {last}")  # zoomed, it stays so as lines move
     return finish(figure, title, height=480, legend=_NOISE)
 
 
@@ -95,11 +94,12 @@ def spectral_plane(points: pd.DataFrame, between: pd.DataFrame) -> go.Figure:
         seeds, mean = at_ratio(points, ratio), at_ratio(means, ratio)
         hover = f"{ratio_label(ratio)}<br>LSVR %{{x:.3f}}<br>SVE %{{y:.3f}}<extra></extra>"
         for part, size, opacity in ((seeds, 6, 0.5), (mean, 13, 1)):
-            dots = go.Scatter(x=part["lsvr"], y=part["sve"], mode="markers", hovertemplate=hover, opacity=opacity)
-            dots.update(marker={"color": ratio_color(ratio), "size": size})
-            figure.add_trace(dots.update(ratio_legend(ratio, shown=False)))
-    moving = go.Scatter(x=between["lsvr"], y=between["sve"], mode="markers", showlegend=False, hoverinfo="skip")
-    figure.add_trace(moving.update(marker={"symbol": "diamond-open", "size": 19, "color": INK, "line": {"width": 2}}))
+            look = {"mode": "markers", "marker": {"color": ratio_color(ratio), "size": size}, "opacity": opacity}
+            legend = ratio_legend(ratio, shown=False)
+            figure.add_trace(go.Scatter(x=part["lsvr"], y=part["sve"], hovertemplate=hover, **look, **legend))
+    diamond = {"symbol": "diamond-open", "size": 19, "color": INK, "line": {"width": 2}}
+    look = {"mode": "markers", "marker": diamond, "showlegend": False, "hoverinfo": "skip"}
+    figure.add_trace(go.Scatter(x=between["lsvr"], y=between["sve"], **look))
     figure.update_xaxes(title_text="LSVR (nats)", nticks=5).update_yaxes(title_text="SVE (nats)", nticks=6)
     ends = " to ".join(ratio_label(means["ratio"].agg(end)) for end in ("min", "max"))
     return finish(figure, f"SVE and LSVR from {ends} noise", height=480)
@@ -134,7 +134,8 @@ def spectrum_page(bands: pd.DataFrame, points: pd.DataFrame, *, quantity: str, t
     ])  # fmt: skip
     steps = [_highlight(figure, None), *(_highlight(figure, ratio) for ratio in ratios)]
     slider = {"steps": steps, "y": -0.2, "yanchor": "top", "currentvalue": {"prefix": "shown strongly: "}}
-    return figure.update_layout(sliders=[slider], margin={"b": 190, "r": 40}, height=figure.layout.height + 130)
+    figure.update_layout(sliders=[slider], margin={"b": 190, "r": 40}, height=figure.layout.height + 130)
+    return figure.update_layout(meta={"room": {"b": 130}})
 
 
 def _page_view(bands: pd.DataFrame, points: pd.DataFrame, methods: list[str], ratios: list[float]) -> go.Figure:
@@ -151,11 +152,10 @@ def _page_view(bands: pd.DataFrame, points: pd.DataFrame, methods: list[str], ra
                 *(part[end].clip(lower=least) for end in ("low", "high")),
             )
             figure.add_trace(ratio_band(part["index"], low, high, ratio), 1, column)
-            line = _line(part["index"], shown["mean"], ratio, "%{y:.4g}")
-            figure.add_trace(line.update(ratio_legend(ratio, shown=column == 1)), 1, column)
+            line = _line(part["index"], shown["mean"], ratio, "%{y:.4g}", shown=column == 1)
+            figure.add_trace(line, 1, column)
             if not math.isnan(ratio):
-                line = _line(part["index"], shown["change"], ratio, "%{y:+.1%} of clean")
-                figure.add_trace(line.update(ratio_legend(ratio, shown=False)), 2, column)
+                figure.add_trace(_line(part["index"], shown["change"], ratio, "%{y:+.1%} of clean"), 2, column)
     return figure
 
 
@@ -185,8 +185,8 @@ def _highlight(figure: go.Figure, ratio: float | None) -> dict[str, Any]:
     return {"label": label, "method": "restyle", "args": [{"opacity": opacity}]}
 
 
-def _line(x: pd.Series, y: pd.Series, ratio: float, value: str) -> go.Scatter:
-    line = go.Scatter(
-        x=x, y=y, mode="lines", hovertemplate=f"{ratio_label(ratio)}<br>i = %{{x}}: {value}<extra></extra>"
-    )
-    return line.update(line={"color": ratio_color(ratio), "width": 2, "dash": "dot" if math.isnan(ratio) else "solid"})
+def _line(x: pd.Series, y: pd.Series, ratio: float, value: str, *, shown: bool = False) -> go.Scatter:
+    """A ratio's line, `shown` in the legend or not."""
+    look = {"color": ratio_color(ratio), "width": 2, "dash": "dot" if math.isnan(ratio) else "solid"}
+    hover = f"{ratio_label(ratio)}<br>i = %{{x}}: {value}<extra></extra>"
+    return go.Scatter(x=x, y=y, mode="lines", line=look, hovertemplate=hover, **ratio_legend(ratio, shown=shown))

@@ -61,5 +61,7 @@ def _with_slider(figure: go.Figure, slider: dict[str, Any]) -> go.Figure:
     height, top = figure.layout.height, figure.layout.margin.t
     title_top = (1 - figure.layout.title.y) * height
     taller = height + _SLIDER
-    figure.update_layout(height=taller, margin_t=top + _SLIDER, title_y=1 - title_top / taller)
+    figure.update_layout(
+        height=taller, margin_t=top + _SLIDER, title_y=1 - title_top / taller, meta={"room": {"t": _SLIDER}}
+    )
     return figure.update_layout(sliders=[{**slider, "x": 0, "y": 1, "yanchor": "bottom", "pad": {"b": 6, "t": 0}}])

@@ -84,7 +84,7 @@ def weight_page(grid: pd.DataFrame, *, title: str) -> go.Figure:
     menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"}
     buttons = [_button("Values", figure, {}), _button("Change from MLP", figure, _levels(figure, "MLP"))]
     figure.update_layout(updatemenus=[{**menu, "buttons": buttons, "bgcolor": "white", "font": {"size": 12}}])
-    return figure.update_layout(height=figure.layout.height + 50, margin_b=110)
+    return figure.update_layout(height=figure.layout.height + 50, margin_b=110, meta={"room": {"b": 50}})
 
 
 def _levels(figure: go.Figure, method: str) -> dict[str | None, float]:

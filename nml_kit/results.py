@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task, load_task
-from nml_kit.errors import InvalidInputError
+from nml_kit.directions import singular_directions
+from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import Features, extract_features
 from nml_kit.files import read_table
-from nml_kit.origins import Origin, is_origin_stored, pretrained_backbone, pretraining_task
+from nml_kit.origins import Origin, downstream_tasks, is_origin_stored, pretrained_backbone, pretraining_task
 from nml_kit.profiles import Objective, load_profile
 from nml_kit.reference import reference_backbone, reference_dir
 from nml_kit.run_tables import read_run_tables
+from nml_kit.spectrum import singular_values
 from nml_kit.store import Store
 
 SPECTRUM_COLUMNS = ["profile", "objective", "task", "protocol", "test_domain", "method", "ratio", "seed", "index",
@@ -59,14 +62,52 @@ def load_results(directory: str | Path = "", *, profile: str = "small") -> Study
 
 
 @lru_cache(maxsize=64)
-def tested_features(results: StudyResults, objective: Objective, ratio: float, task: str) -> tuple[Task, Features]:
-    """The test split of a task with its features, row by row, from the network of `results` at a ratio (fraction).
+def tested_loadings(
+    results: StudyResults, objective: Objective, ratio: float, panel: str
+) -> tuple[Task, NDArray[np.float64]]:
+    """The test samples of a panel and their loadings (N, r) on the singular directions of its network at a ratio.
 
-    Features are read from the store, or made and kept there: some seconds the first time. Raises UnknownNameError for
-    an unknown task, InvalidInputError if the network is not there.
+    `panel` is as "ID · icons", or "OOD · icons · outline": then they are those of outline. Features are read from the
+    store, or made and kept there: some seconds the first time. Raises UnknownNameError for an unknown task,
+    InvalidInputError if the network is not there.
     """
-    test = load_task(task).select(split="test")
-    return test, extract_features(test, results.network(objective, ratio), progress=False)
+    _, name, *domain = panel.split(" · ")
+    test = load_task(name).select(split="test")
+    features = extract_features(test, results.network(objective, ratio), progress=False)
+    rows = np.flatnonzero(np.isin(test.domains, domain)) if domain else np.arange(len(test))
+    return test.take(rows), singular_directions(features.values[rows])[0]
+
+
+@lru_cache(maxsize=16)
+def whole_features(results: StudyResults, objective: Objective, ratio: float, task: str) -> Features:
+    """Train and test features of a task, cut to the profile's size, from the network of `results` at a ratio.
+
+    They are read from the store, or made and kept there: some seconds the first time. Raises UnknownNameError for a
+    task that is not the profile's, InvalidInputError if the network is not there.
+    """
+    tasks = downstream_tasks(load_profile(results.profile))
+    if task not in tasks:
+        raise unknown_name("task", task, tasks)
+    return extract_features(tasks[task], results.network(objective, ratio), progress=False)
+
+
+@lru_cache(maxsize=16)
+def train_spectra(results: StudyResults, objective: Objective, panel: str) -> pd.DataFrame:
+    """Spectra of what a head is trained on: raw features of the first seed's networks at every ratio.
+
+    `panel` is as "ID · icons", or "OOD · icons · outline": then what is not outline. Columns: ratio, seed, index (from
+    1), share (σ_i/Σσ), total (Σσ). Raises as `whole_features`.
+    """
+    _, task, *held_out = panel.split(" · ")
+    mine = results.rows[results.rows["objective"] == objective]
+    found = []
+    for ratio in sorted(mine["ratio"].dropna().unique()):
+        features = whole_features(results, objective, float(ratio), task)
+        is_source = ~np.isin(features.domains, held_out)
+        values = singular_values(features.values[is_source & (features.splits == "train")])
+        table = {"index": np.arange(1, len(values) + 1), "share": values / values.sum(), "total": values.sum()}
+        found.append(pd.DataFrame({"ratio": ratio, "seed": int(mine["seed"].min()), **table}))
+    return pd.concat(found, ignore_index=True)
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:

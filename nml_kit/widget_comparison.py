@@ -14,7 +14,8 @@ from nml_kit._explorer import Card, Explorer, gallery_html
 from nml_kit._figure_view import Point
 from nml_kit.datasets import Task, load_task
 from nml_kit.look import as_text
-from nml_kit.plots_comparison import MOST_CLASSES, comparison_page, confusion_changes, paired_accuracies
+from nml_kit.plots_comparison import MOST_CLASSES, comparison_page, confusion_changes, paired_accuracies, paired_spectra
+from nml_kit.plots_explorer import spectral_finding
 from nml_kit.results import StudyResults
 
 _EVERY = "every class"
@@ -22,7 +23,7 @@ _SHOWN = 16  # samples
 
 
 class NoiseComparison(Explorer):
-    """Accuracy by task and class, confusions and lost samples of a second result against a first, all linked.
+    """Accuracy by task and class, confusions, spectra and lost samples of a second result against a first, all linked.
 
     `results` come from `load_results`. Choosing a task, class or confusion, by its control or a click in a figure,
     filters what follows. `view` holds objective, first and second (noise), first_method, second_method, task, given
@@ -30,6 +31,7 @@ class NoiseComparison(Explorer):
     """
 
     def __init__(self, results: StudyResults) -> None:
+        self._rows, self._spectra = results.rows, comparison.spectra_by_result(results.spectra)
         self._answers = comparison.answers_by_result(results.samples)
         objectives, noises, methods = (list(dict.fromkeys(names)) for names in zip(*self._answers, strict=True))
         first = next(iter(self._answers.values()))
@@ -45,10 +47,11 @@ class NoiseComparison(Explorer):
             "second_method": pick(options=methods, description="head"),
         }
         self.cards, self.samples = {"task": Card(480), "given": Card(480), "said": Card(560)}, ipywidgets.HTML()
+        self.spectra = Card(480)
         for choice in ("task", "given"):
             self.cards[choice].view.on("click", partial(self._row_clicked, choice))
         self.cards["said"].view.on("click", self._confusion_clicked)
-        super().__init__(controls, [*self.cards.values()], self.samples)
+        super().__init__(controls, [*self.cards.values(), self.spectra], self.samples)
 
     def offer(self, choices: Any) -> None:
         """The classes are those of the task."""
@@ -67,6 +70,7 @@ class NoiseComparison(Explorer):
         if changed - {"said"}:
             self._draw_rows("given", comparison.class_changes(first, second, names), f"classes of {view['task']}")
         if changed - {"given", "said"}:
+            self.spectra.show(self._spectra_view())
             change = comparison.confusion_change(first, second, len(names))
             self.cards["said"].show(confusion_changes(change, names, title="Which classes are taken for which more"))
         self.samples.value = self._gallery(comparison.changed_samples(first, second), names)
@@ -85,6 +89,16 @@ class NoiseComparison(Explorer):
             comparison.ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")
         )
         return first, second
+
+    def _spectra_view(self) -> go.Figure:
+        """Spectra are of all classes: what a class or a confusion chooses does not change them."""
+        task, keys = self.view["task"], self._keys()
+        means = pd.DataFrame([comparison.spectral_means(self._rows, key, task) for key in keys]).assign(ratio=[0, 1])
+        first, second = (self._spectra[key, task] for key in keys)
+        title = f"Spectrum of {task}: {spectral_finding(means)}"
+        return paired_spectra(
+            first, second, (comparison.result_name(keys[0]), comparison.result_name(keys[1])), title=title
+        )
 
     def _draw_rows(self, choice: str, changes: pd.DataFrame, what: str) -> None:
         first, second = map(comparison.result_name, self._keys())

@@ -26,11 +26,10 @@ from nml_kit.playground import (
     trial_accuracy,
     try_heads,
     weight_grid,
-    whole_features,
 )
 from nml_kit.plots_playground import head_accuracy, head_spectra, weight_page
 from nml_kit.profiles import load_profile
-from nml_kit.results import StudyResults
+from nml_kit.results import StudyResults, whole_features
 
 _NONE = "none"
 _WEIGHTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of the static page

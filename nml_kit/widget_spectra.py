@@ -1,7 +1,6 @@
 """The spectrum explorer: the singular values of every task, method and noise ratio, by looking."""
 
-from collections.abc import Set
-from functools import lru_cache
+from collections.abc import Mapping, Set
 from typing import get_args
 
 import ipywidgets
@@ -11,8 +10,7 @@ import plotly.graph_objects as go
 
 from nml_kit._explorer import Card, Explorer, gallery_html
 from nml_kit._figure_view import Point
-from nml_kit.datasets import Task
-from nml_kit.directions import class_separation, singular_directions, strongest_samples
+from nml_kit.directions import described_direction
 from nml_kit.explorer_tables import (
     Quantity,
     at_any_ratio,
@@ -23,8 +21,7 @@ from nml_kit.explorer_tables import (
 )
 from nml_kit.look import RANDOM_INIT, ratio_label, ratios_in_order
 from nml_kit.plots_explorer import Scale, spectral_finding, spectral_plane, spectrum_page, spectrum_view
-from nml_kit.profiles import Objective
-from nml_kit.results import StudyResults, tested_features
+from nml_kit.results import StudyResults, tested_loadings, train_spectra
 
 _ALL = "all"
 _SAMPLES = 8  # shown of a direction
@@ -34,24 +31,26 @@ _METHODS = {"LP": "raw features", "MLP": "after the MLP", "NMTune": "after NMTun
 class SpectrumExplorer(Explorer):
     """Singular spectra by task, method, noise ratio and seed; hover an index to see what its direction stands for.
 
-    `results` come from `load_results`. `view` holds objective, task, method, ratios, seed, quantity, scale, window
-    (first and last index), between (a ratio: the dashed line), direction and network (which samples are shown).
+    `results` come from `load_results`. `view` holds objective, task, split, method, ratios, seed, quantity, scale,
+    window (first and last index), between (a ratio: the dashed line), direction and network (whose samples are shown).
     """
 
     def __init__(self, results: StudyResults) -> None:
         self._results, self._spectra = results, spectra_by_choice(results.spectra)
         trained = [ratio for ratio in ratios_in_order(results.spectra) if not np.isnan(ratio)]
         objectives, panels, methods = (list(dict.fromkeys(names)) for names in zip(*self._spectra, strict=True))
+        seeds = sorted(map(int, results.spectra["seed"].unique()))
         length = int(results.spectra["index"].max())
         pick = ipywidgets.Dropdown
         labels = [(ratio_label(ratio), ratio) for ratio in trained]
         controls = {
             "objective": pick(options=objectives, value=objectives[-1], description="pre-training"),
             "task": pick(options=panels, description="task"),
+            "split": pick(options=["test", "train"], description="split"),
             "method": pick(options=[(_METHODS.get(name, name), name) for name in methods], description="features"),
             "quantity": pick(options=get_args(Quantity), description="quantity"),
             "scale": pick(options=get_args(Scale), value="log y", description="scale"),
-            "seed": pick(options=[_ALL, *sorted(map(int, results.spectra["seed"].unique()))], description="seed"),
+            "seed": pick(options=[_ALL, *seeds], description="seed"),
             "window": ipywidgets.IntRangeSlider(min=1, max=length, value=(1, length), description="index"),
             "between": ipywidgets.FloatSlider(
                 min=trained[0], max=trained[-1], step=0.005, readout_format=".1%", description="dashed at"
@@ -62,10 +61,18 @@ class SpectrumExplorer(Explorer):
                 options=[*labels, (RANDOM_INIT, RANDOM_INIT)], value=trained, rows=len(labels) + 1, description="noise"
             ),
         }
-        self._loadings = lru_cache(maxsize=32)(self._loadings_of)
+        self._offered = {name: controls[name].options for name in ("method", "seed")}
         self.spectrum, self.plane, self.samples = Card(640), Card(380), ipywidgets.HTML()
         self.spectrum.view.on("hover", self._hovered)
         super().__init__(controls, [self.spectrum, self.plane], self.samples)
+
+    def offer(self, choices: Mapping[str, object]) -> None:
+        """Of train splits there are the raw features of the first seed."""
+        is_train = choices.get("split", self._controls["split"].value) == "train"
+        for name, options in self._offered.items():
+            offered = options[:1] if is_train else options
+            if self._controls[name].options != offered:
+                self._controls[name].options = offered
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw the figures anew unless only what the samples depend on has changed."""
@@ -84,11 +91,15 @@ class SpectrumExplorer(Explorer):
 
     def _figures(self) -> tuple[go.Figure, go.Figure]:
         view = self.view
-        spectra = self._spectra[view["objective"], view["task"], view["method"]]
+        if view["split"] == "train":
+            spectra = train_spectra(self._results, view["objective"], view["task"])
+        else:
+            spectra = self._spectra[view["objective"], view["task"], view["method"]]
         seed = None if view["seed"] == _ALL else view["seed"]
         bands, points = quantity_bands(spectra, view["quantity"], seed=seed), spectral_points(spectra, seed=seed)
         means = points.groupby("ratio")[["sve", "lsvr"]].mean().reset_index()
-        title = f"{view['task']}, {_METHODS.get(view['method'], view['method'])}: {spectral_finding(means)}"
+        features = f"{view['split']}, {_METHODS.get(view['method'], view['method'])}"
+        title = f"{view['task']}, {features}: {spectral_finding(means)}"
         spectrum = spectrum_view(
             self._chosen(bands), at_any_ratio(bands, view["between"]), title=title,
             quantity=view["quantity"], scale=view["scale"], window=view["window"],
@@ -107,19 +118,11 @@ class SpectrumExplorer(Explorer):
 
     def _gallery(self) -> str:
         view = self.view
-        _, task_name, *domain = view["task"].split(" · ")
-        task, loadings = self._loadings(view["objective"], view["network"], task_name, *domain)
+        task, loadings = tested_loadings(self._results, view["objective"], view["network"], view["task"])
         index = min(view["direction"], loadings.shape[1])
-        strongest = strongest_samples(loadings, index, _SAMPLES)
-        separation = class_separation(loadings[:, index - 1 : index], task.labels)[0]
-        captions = [f"{task.class_names[task.labels[n]]} {loadings[n, index - 1]:+.2f}" for n in strongest]
+        rows, captions, separation = described_direction(loadings, index, task.labels, task.class_names, _SAMPLES)
         heading = (
-            f"Direction {index} of the raw features at {ratio_label(view['network'])} noise, first seed: classes make "
-            f"{separation:.0%} of its variance. The samples that load most on it, of {len(task)}:"
+            f"Direction {index} of the raw features at {ratio_label(view['network'])} noise, first seed, test split: "
+            f"{separation}. The samples that load most on it, of {len(task)}:"
         )
-        return gallery_html(task.inputs(strongest), captions, heading)
-
-    def _loadings_of(self, objective: Objective, ratio: float, name: str, domain: str = "") -> tuple[Task, np.ndarray]:
-        task, features = tested_features(self._results, objective, ratio, name)
-        rows = np.flatnonzero(task.domains == domain) if domain else np.arange(len(task))
-        return task.take(rows), singular_directions(features.values[rows])[0]
+        return gallery_html(task.inputs(rows), captions, heading)

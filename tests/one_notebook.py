@@ -46,7 +46,7 @@ class NotebookRun:
         assert all(self.titles)
         text = "\n".join(output.text for output in self.outputs if output.output_type == "stream")
         assert not re.search(r"warning|error|traceback", text, re.IGNORECASE), text
-        assert (self.run_dir / "notebook.html").read_text().count("<figure role=") == figures
+        assert (self.run_dir / "notebook.html").read_text().count('<div class="nml-figure"') == figures
 
 
 def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", **params: Any) -> NotebookRun:

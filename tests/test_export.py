@@ -86,7 +86,7 @@ def test_each_figure_is_drawn(body):
     contents = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', body)]
     assert [content["data"][0]["type"] for content in contents] == ["heatmap", "image"]
     assert all(content["config"]["responsive"] for content in contents)
-    assert body.count('<div class="nml-figure" style="height:') == 2
+    assert body.count('<div class="nml-figure" role="img" aria-label="') == 2
     assert body.count('role="img" aria-label="') == 2
     assert body.count("Plotly.newPlot(") == 1
 

@@ -23,11 +23,10 @@ from nml_kit.playground import (
     trial_accuracy,
     try_heads,
     weight_grid,
-    whole_features,
 )
 from nml_kit.plots_playground import head_accuracy, head_spectra, weight_page
 from nml_kit.profiles import load_profile
-from nml_kit.results import StudyResults
+from nml_kit.results import StudyResults, whole_features
 from nml_kit.widget_playground import TermPlayground
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -3,14 +3,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
 from nml_kit import comparison
 from nml_kit._explorer import gallery_html
+from nml_kit.datasets import load_task
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.explorer_tables import quantity_bands, spectra_by_choice
-from nml_kit.results import load_results
+from nml_kit.features import extract_features
+from nml_kit.results import load_results, whole_features
 from nml_kit.widgets import NoiseComparison, SpectrumExplorer
 
 pytestmark = pytest.mark.xdist_group("reference")
@@ -91,10 +94,39 @@ def test_choices_that_there_are_not_are_refused_and_nothing_changes(spectra, pai
 
 def test_the_gallery_shows_the_samples_that_load_most(results, spectra):
     spectra.choose(task="ID · digits", direction=2, network=0.0)
-    features = spectra._loadings("supervised", 0.0, "digits")[0]
     assert spectra.samples.value.count("<figure") == 8
     assert "of 374" in spectra.samples.value
-    assert len(features) == 374
+    test = load_task("digits").select(split="test")
+    values = extract_features(test, results.network("supervised", 0.0), progress=False).values.astype(np.float64)
+    left, sigma, _ = np.linalg.svd(values, full_matrices=False)
+    loading = left[:, 1] * sigma[1] * np.sign(left[:, 1].sum())
+    strongest = np.argmax(np.abs(loading))
+    first = f">{test.class_names[test.labels[strongest]]} {loading[strongest]:+.2f}</figcaption>"
+    assert spectra.samples.value.index(first) < spectra.samples.value.index("</figure>")
+
+
+def test_of_train_splits_there_are_the_raw_features_of_one_seed(results, spectra):
+    spectra.choose(task="OOD · icons · outline", method="NMTune", seed=2)
+    spectra.choose(split="train")
+    assert (spectra.view["method"], spectra.view["seed"]) == ("LP", "all")
+    with pytest.raises(InvalidInputError, match="Expected method among"):
+        spectra.choose(method="NMTune")
+    features = whole_features(results, "supervised", 0.1, "icons")
+    source = features.values[(features.splits == "train") & (features.domains != "outline")]
+    sigma = np.linalg.svd(source.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(lines(spectra)["10 %"].y, (sigma / sigma.sum())[: len(lines(spectra)["10 %"].y)])
+    spectra.choose(split="test", method="NMTune")
+    assert spectra.view["method"] == "NMTune"
+
+
+def test_the_spectra_of_a_pair_are_those_of_its_task(results, pair):
+    pair.choose(objective="contrastive", first="5 %", second="20 %", second_method="MLP", task="OOD · icons")
+    sought = {"objective": "contrastive", "protocol": "OOD", "task": "icons"}
+    for line, method, ratio in zip(pair.spectra.figure.data, ("LP", "MLP"), (0.05, 0.2), strict=False):
+        wanted = pd.Series(sought | {"method": method, "ratio": ratio})
+        mine, rows = (table[(table[wanted.index] == wanted).all(axis=1)] for table in (results.spectra, results.rows))
+        np.testing.assert_allclose(line.y, mine.groupby("index")["share"].mean())
+        assert f"{rows.loc[rows['metric'] == 'sve', 'value'].mean():.3f}" in pair.spectra.title.value
 
 
 def test_classes_and_samples_follow_the_task_and_the_class(pair, results):

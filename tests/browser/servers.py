@@ -63,12 +63,14 @@ def _await(process: subprocess.Popen, port: int, log: Path) -> None:
 
 
 @contextmanager
-def page_without_errors(browser: Browser, width: int = 1280, height: int = 800) -> Iterator[Page]:
+def page_without_errors(
+    browser: Browser, width: int = 1280, height: int = 800, *, offline: bool = False
+) -> Iterator[Page]:
     """A page whose console holds no error when the block ends, but for what another server does not give.
 
     (The template of Voilà asks one for icons that we do not show.)
     """
-    page, errors = browser.new_page(viewport={"width": width, "height": height}), []
+    page, errors = browser.new_page(viewport={"width": width, "height": height}, offline=offline), []
 
     def note(message: ConsoleMessage) -> None:
         address = message.location.get("url", "")
