@@ -14,6 +14,7 @@ from .heads import LinearProbe as LinearProbe
 from .heads import MLPTune as MLPTune
 from .heads import NMTune as NMTune
 from .heads import fit_heads as fit_heads
+from .images import save_figure as save_figure
 from .noise import CaptionNoise as CaptionNoise
 from .noise import LabelNoise as LabelNoise
 from .noise import inject_caption_noise as inject_caption_noise

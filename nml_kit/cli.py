@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )  # fmt: skip
 store_app = typer.Typer(help="Look after the store of pre-trained backbones and features.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+
+ImageFormat = Literal["png", "svg", "pdf"]
 
 # Imports are inside the commands: `nml --help` answers at once.
 
@@ -206,6 +208,7 @@ def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] =
 def export(
     source: Annotated[Path, typer.Argument(help="An executed notebook, or the directory of its run.")],
     out: Annotated[Path | None, typer.Option(help="The page; default: beside the notebook, with .html.")] = None,
+    images: Annotated[ImageFormat | None, typer.Option(help="Write each figure beside the notebook as well.")] = None,
 ) -> None:
     """Write an executed notebook as one HTML file whose figures work without a kernel or a network."""
     with _errors_as_messages():
@@ -213,6 +216,11 @@ def export(
 
         notebook = source / "notebook.ipynb" if source.is_dir() else source
         page = export_html(notebook, out or notebook.with_suffix(".html"))
+        if images:
+            from nml_kit.images import save_figures
+
+            for path in save_figures(notebook, images):
+                typer.echo(f"Wrote {path}")
     typer.echo(f"Open {page.resolve().as_uri()}")
 
 

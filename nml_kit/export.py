@@ -22,6 +22,7 @@ from pygments.formatters import HtmlFormatter
 from nml_kit._page_tables import mark_text_columns
 from nml_kit.errors import DataFileError
 from nml_kit.files import replacing
+from nml_kit.look import without_room
 from nml_kit.parameters import run_parameters
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -152,8 +153,9 @@ def _readable(output: NotebookNode, figures: dict[str, dict[str, Any]]) -> Noteb
         content = output.data[PLOTLY_MIME] if isinstance(output.data[PLOTLY_MIME], dict) else {}
         data, layout = content.get("data"), content.get("layout")
         figures[token] = {
-            "data": data if isinstance(data, list) else [], "layout": layout if isinstance(layout, dict) else {}
-        }  # fmt: skip
+            "data": data if isinstance(data, list) else [],
+            "layout": without_room(layout) if isinstance(layout, dict) else {},
+        }
         output.data = NotebookNode({"text/html": f"<div>{token}</div>"})
     elif any(mime.startswith("application/vnd.jupyter.widget") for mime in output.data):
         return None  # a widget without its kernel; `text/plain` is only its repr

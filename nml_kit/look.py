@@ -252,6 +252,34 @@ def without_title(figure: go.Figure) -> go.Figure:
     return figure.update_layout(legend_y=1 - 8 / height)
 
 
+def without_room(layout: dict[str, Any]) -> dict[str, Any]:
+    """A figure's layout (plain data) without the pixels above and below the panels that `meta["room"]` gives controls.
+
+    The title and the legend keep their distance from the top. For where the controls stand beside the figure.
+    """
+    meta, margin, height = (layout.get(name, 0) for name in ("meta", "margin", "height"))
+    room = meta.get("room") if isinstance(meta, dict) else None
+    if not (
+        isinstance(room, dict) and isinstance(margin, dict) and _all_numbers(height, *room.values(), *margin.values())
+    ):
+        return layout  # not a figure of ours
+    lower = height - sum(room.values())
+    shorter: dict[str, Any] = {
+        "meta": {},
+        "height": lower,
+        "margin": {side: pixels - room.get(side, 0) for side, pixels in margin.items()},
+    }
+    for name in ("title", "legend"):
+        part = layout.get(name)
+        if isinstance(part, dict) and _all_numbers(part.get("y")):
+            shorter[name] = part | {"y": 1 - (1 - part["y"]) * height / lower}
+    return layout | shorter
+
+
+def _all_numbers(*values: object) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
 def epoch_axis(figure: go.Figure, last: int) -> None:
     """Label the horizontal axes with whole epochs up to the `last`, at most about seven of them."""
     figure.update_xaxes(title_text="epoch", tick0=0, dtick=max(1, math.ceil(last / 7)))

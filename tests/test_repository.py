@@ -58,6 +58,7 @@ LAYERS = (
     "plots_claims",
     "_page_tables parameters",
     "export _kernels summary",
+    "images",
     "suites status",
     "_execution _estimates run_progress",
     "_run",
@@ -73,7 +74,8 @@ LAYERS = (
 )
 ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
                "_workspace")  # fmt: skip
-CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch", "playwright": "playwright-python"}
+CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch", "playwright": "playwright-python",
+               "kaleido": "python-kaleido"}  # fmt: skip
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -37,19 +37,6 @@ function takeControls(box, layout) {
   row.append(...menus, ...sliders);
   box.before(row);
   Object.assign(layout, { updatemenus: [], sliders: [] });
-  giveBack(box, layout, layout.meta?.room ?? {});
-}
-
-// Takes off the pixels above (t) and below (b) the panels that plotly's own controls would fill; the title stays where it is.
-function giveBack(box, layout, { t = 0, b = 0 }) {
-  if (!(t + b)) return;
-  const height = layout.height - t - b;
-  for (const part of [layout.title, layout.legend].filter(part => part?.y)) {
-    part.y = 1 - (1 - part.y) * layout.height / height;
-  }
-  Object.assign(layout.margin, { t: layout.margin.t - t, b: layout.margin.b - b });
-  layout.height = height;
-  box.style.height = `${height}px`;
 }
 
 async function draw(box) {
