@@ -38,10 +38,12 @@ def seconds(value: float) -> str:
     return f"{value / 3600:.3g} h"
 
 
-def markdown(group: str, rows: list[Row]) -> str:
-    """The rows of a group as a Markdown table, with their notes below."""
+def markdown(group: str, rows: list[Row], machine: dict[str, Any]) -> str:
+    """The rows of a group as a Markdown table, under the machine that they were measured on, with their notes below."""
     lines = [
         f"## {HEADINGS[group]}",
+        "",
+        ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",
         "| what | ours | against | its time | times faster | floor | share of floor | aim |",
     ]
@@ -73,9 +75,9 @@ def main(
             measured[group].append(row)
             console.print(f"{row.what} | {row.ratio:.2f} × {row.against} | {seconds(row.ours)}")
     stored = out / "results.json"
-    content = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {"rows": {}}
-    content["machine"] = machine()
+    content = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {"rows": {}, "machines": {}}
     content["rows"] |= {group: [row.as_json() for row in rows] for group, rows in measured.items()}
+    content["machines"] |= dict.fromkeys(measured, machine())
     stored.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = page(content)
     (out / "results.md").write_text(text, encoding="utf-8")
@@ -94,11 +96,10 @@ def machine() -> dict[str, object]:
 
 def page(content: dict[str, Any]) -> str:
     """The Markdown page of all groups that have been measured."""
-    about = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
     intro = (
         f"# Speed\n\nWritten by `make bench`. Medians of at least {REPEATS} (unless a note says otherwise). All rows "
         "of a part come from one run, both sides in turn: quote the ratios. Floor: the products alone, in memory that "
-        f"is there already.\n\n{about}\n"
+        "is there already.\n"
     )
     names = {field.name for field in fields(Row)}
     parts = {
@@ -106,7 +107,7 @@ def page(content: dict[str, Any]) -> str:
         for group in GROUPS
         if group in content["rows"]
     }
-    return "\n".join([intro, *(markdown(group, rows) for group, rows in parts.items())])
+    return "\n".join([intro, *(markdown(group, rows, content["machines"][group]) for group, rows in parts.items())])
 
 
 if __name__ == "__main__":

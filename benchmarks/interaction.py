@@ -28,7 +28,7 @@ WATCH = """figures => {
         Promise.all([started, ...drawn]).then(([begin]) => requestAnimationFrame(now => resolve(now - begin)));
     });
 }"""
-COMPARISON = (2, 3, 4)  # its figures on the page: tasks, classes, confusions
+COMPARISON = (2, 3, 4, 5)  # its figures on the page: tasks, classes, confusions, spectra
 
 
 def waits(page: Page, figures: tuple[int, ...], acts: list[Callable[[], None]]) -> list[float]:
@@ -71,7 +71,7 @@ def in_browser() -> Iterator[Row]:
             steps = waits(page, (0, 1), [lambda: page.keyboard.press("ArrowRight")] * TIMES)
             yield of_limit("a step of the ratio's slider to the redrawn spectrum and plane", steps, 0.15)
             clicks = waits(page, COMPARISON, [click_on_task(page, 1 + turn % 2) for turn in range(TIMES)])
-            yield of_limit("a click on a task to the redrawn tasks, classes and confusions", clicks, 0.4)
+            yield of_limit("a click on a task to the redrawn tasks, classes, confusions and spectra", clicks, 0.4)
 
 
 def refits() -> list[float]:

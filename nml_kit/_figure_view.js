@@ -28,7 +28,7 @@ export default {
     place.on("plotly_click", (event) => tell(model, "click", event));
     place.on("plotly_hover", (event) => tell(model, "hover", event));
     model.on("change:json", draw);
-    let width = el.clientWidth;
+    let width = 0; // so that it is looked at once more: the page may have moved while plotly.js came
     const observer = new ResizeObserver(([entry]) => {
       if (!entry.contentRect.width || entry.contentRect.width === width) return;
       width = entry.contentRect.width;

@@ -43,13 +43,17 @@ def answers_of(answers: Mapping[ResultKey, pd.DataFrame], key: ResultKey) -> pd.
 
 
 def spectra_by_result(spectra: pd.DataFrame) -> dict[tuple[ResultKey, str], pd.Series]:
-    """The spectrum of each result on each panel: σ_i/Σσ (fraction) by index, mean over seeds and held-out domains."""
+    """The spectrum of each result on each panel: σ_i/Σσ (fraction) by index, mean over seeds and held-out domains.
+
+    It ends where the shortest of its spectra, that of the domain with fewest samples, does.
+    """
     named = spectra.assign(panel=spectra["protocol"] + " · " + spectra["task"])
     found = {}
     for ratio in ratios_in_order(named):
         for (objective, method, panel), part in at_ratio(named, ratio).groupby(["objective", "method", "panel"]):
             key = ResultKey(str(objective), ratio_label(ratio), str(method))
-            found[key, str(panel)] = part.groupby("index")["share"].mean()
+            shares = part.groupby("index")["share"].agg(["mean", "size"])
+            found[key, str(panel)] = shares.loc[shares["size"] == shares["size"].max(), "mean"]
     return found
 
 

@@ -239,7 +239,9 @@ def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = N
     title_top = 12 + _LINE_HEIGHT / 2 * extra_lines
     figure.update_layout(title={"text": lines, "y": 1 - title_top / total, "xanchor": "left", "yanchor": "top"})
     figure.update_layout(showlegend=legend is not None)
-    figure.update_layout(legend={"title": {"text": legend, "side": "top"}, "y": 1 - title_height / total})
+    figure.update_layout(
+        legend={"title": {"text": (legend or "").strip(), "side": "top"}, "y": 1 - title_height / total}
+    )
     return figure
 
 
