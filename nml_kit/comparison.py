@@ -59,7 +59,7 @@ def spectra_by_result(spectra: pd.DataFrame) -> dict[tuple[ResultKey, str], pd.S
 
 def spectral_means(rows: pd.DataFrame, key: ResultKey, panel: str) -> dict[str, float]:
     """SVE and LSVR (nats) of a result on a panel, means over seeds and held-out domains: "sve", "lsvr"."""
-    protocol, task = panel.split(" · ")
+    protocol, task = panel.split(" · ", 1)
     labels = rows["ratio"].map(ratio_label)
     mine = rows[(labels == key.noise) & (rows[["objective", "method", "protocol", "task"]]
                                          == [key.objective, key.method, protocol, task]).all(axis=1)]  # fmt: skip

@@ -88,10 +88,15 @@ def ratio_label(ratio: float) -> str:
 def as_text(text: object) -> str:
     """Escape `text` for plotly, which would read tags in labels and hovers as markup.
 
+    In a hover's template it would put a number for `%{x}`; with MathJax on the page it would typeset what is between
+    dollar signs, and leave the rest of the text out.
+
     >>> as_text("<b>cat</b> & dog")
     '&lt;b&gt;cat&lt;/b&gt; &amp; dog'
+    >>> as_text("5 $ or 6 $: %{x}")
+    '5 &#36; or 6 &#36;: &#37;{x}'
     """
-    return html.escape(str(text), quote=False)
+    return html.escape(str(text), quote=False).replace("$", "&#36;").replace("%{", "&#37;{")
 
 
 def method_marks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -126,4 +126,4 @@ class NoiseComparison(Explorer):
 
 @lru_cache(maxsize=16)
 def _task_of(panel: str) -> Task:
-    return load_task(panel.split(" · ")[1])
+    return load_task(panel.split(" · ", 1)[1])

