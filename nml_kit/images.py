@@ -20,7 +20,11 @@ def save_figure(figure: go.Figure, path: str | Path, *, width: int = _WIDTH, sca
     """Write `figure` as PNG, SVG or PDF, by the suffix of `path`, without its menus and sliders; return the path.
 
     `width` is in pixels at `scale` 1; the height is the figure's own. Raises InvalidInputError for another suffix,
-    MissingDependencyError without kaleido or a browser. (One figure takes some seconds: a browser starts.)
+    MissingDependencyError without kaleido or a browser. One figure takes some seconds, because a browser starts.
+
+    >>> save_figure(go.Figure(), "figure.bmp")
+    Traceback (most recent call last):
+    nml_kit.errors.InvalidInputError: Expected a file name that ends in .png, .svg, .pdf, got 'figure.bmp'.
     """
     path = Path(path)
     image_format = path.suffix[1:].lower()
