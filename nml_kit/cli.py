@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nml_kit._version import __version__
-from nml_kit.errors import InvalidInputError, MissingDependencyError, NMLError
+from nml_kit.errors import InvalidInputError, NMLError
 
 app = typer.Typer(
     help="Noisy Model Learning: what label noise in pre-training does to features, and what repairs them.",
@@ -88,9 +88,10 @@ def run(
     workers = jobs if jobs is not None else os.cpu_count() or 1
     with _errors_as_messages():
         from nml_kit import _console, batch
+        from nml_kit._cli_options import elsewhere_of, plan_of
 
-        plan = _plan(target, runs, profile, param or [], grid or [])
-        elsewhere = _elsewhere(scheduler, cluster, retries, jobs)
+        plan = plan_of(target, runs, profile, param or [], grid or [])
+        elsewhere = elsewhere_of(scheduler, cluster, retries, jobs)
         if dry_run:
             _console.show_plan(batch.look_ahead(plan, only=only, force=force), workers)
             raise typer.Exit
@@ -114,6 +115,34 @@ def run(
     raise typer.Exit(code)
 
 
+@app.command()
+def audit(
+    train: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="FEATURES LABELS", help="Files (N, D), (N,).")
+    ] = None,
+    test: Annotated[tuple[Path, Path] | None, typer.Option(metavar="FEATURES LABELS", help="Of test samples.")] = None,
+    domains: Annotated[Path | None, typer.Option(help="File (N,) of the domains of train samples.")] = None,
+    test_domains: Annotated[Path | None, typer.Option(help="File (N,) of those of test samples.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Or a backbone, as packaged:efficientnet-lite0,")] = None,
+    data: Annotated[str | None, typer.Option(help="and the task that its features are made of.")] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Domains to hold out; default: each.")] = None,
+    runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
+) -> None:
+    """Make a report card of frozen features: their spectrum, three tuned heads, and whether to bother."""
+    with _errors_as_messages():
+        from nml_kit import _console, batch
+        from nml_kit._cli_options import audit_plan
+
+        plan = audit_plan(
+            runs, train=train, test=test, domains=domains, test_domains=test_domains, backbone=backbone, data=data,
+            held_out=held_out or [],
+        )  # fmt: skip
+        with _console.live_progress() as report:  # always anew: files change under their names, and heads are stored
+            results = batch.run_suite(plan, force=True, report=report)
+    _tell_results(results)
+    raise typer.Exit(batch.suite_exit_code(results))
+
+
 def _tell_results(results: Iterable[Any]) -> None:
     """A line for each run, with its page, and one for its error."""
     for result in results:
@@ -121,55 +150,6 @@ def _tell_results(results: Iterable[Any]) -> None:
         typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
         if result.error:
             typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
-
-
-def _elsewhere(scheduler: str | None, cluster: Path | None, retries: int | None, jobs: int | None) -> Any:
-    """Where runs are executed if not here: None, or what run_suite takes."""
-    if scheduler is None and cluster is None:
-        if retries is not None:
-            raise InvalidInputError("Expected --retries with --scheduler or --cluster: here no worker can be lost.")
-        return None
-    if scheduler is not None and cluster is not None:
-        raise InvalidInputError("Expected --scheduler or --cluster, got both.")
-    if jobs is not None:
-        raise InvalidInputError("Expected no --jobs: the threads of the cluster's workers are what runs side by side.")
-    try:
-        if cluster is not None:
-            from nml_kit._deployment import on_cluster_file
-
-            return on_cluster_file(cluster, retries=retries)
-        from nml_kit._cluster import on_scheduler
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("dask", "distributed"):
-            raise
-        raise MissingDependencyError(f"{error.name} is needed for this: pip install 'nml_kit[cluster]'.") from error
-    return on_scheduler(str(scheduler), retries=retries)
-
-
-def _plan(target: Path, runs: Path, profile: str | None, param: list[str], grid: list[str]) -> list[Any]:
-    from nml_kit import suites
-
-    if target.suffix not in (".yaml", ".yml"):
-        params = dict(_key_and_value("-p", one) for one in param)
-        points = dict(_key_and_value("--grid", one, several=True) for one in grid)
-        if len(points) < len(grid):
-            raise InvalidInputError("Expected --grid once for each parameter: --grid KEY=A,B.")
-        return suites.plan_notebook(target, runs=runs, profile=profile, params=params, grid=points)
-    if param or grid:
-        word = "-p" if param else "--grid"
-        raise InvalidInputError(f"Expected {word} with a notebook, got a suite: write it in the suite file.")
-    return list(suites.plan_suite(target, runs=runs, profile=profile))
-
-
-def _key_and_value(option: str, text: str, *, several: bool = False) -> tuple[str, Any]:
-    from nml_kit._yaml import parse_yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InvalidInputError(f"Expected {option} KEY=VALUE, got {text!r}.")
-    if several:
-        return key, parse_yaml(f"[{value}]", f"{option} {key}=A,B")
-    return key, parse_yaml(value, f"{option} {key}=VALUE") if value else ""
 
 
 @app.command()

