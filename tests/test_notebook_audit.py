@@ -30,7 +30,7 @@ def test_from_files_to_a_page_and_a_head(tmp_path):
         np.save(tmp_path / f"{name}.npy", array)
     ran = run_audit(tmp_path, "--train", "X.npy", "y.npy", "--test", "Xt.npy", "yt.npy")
     assert ran.returncode == 0, ran.stderr
-    run = NotebookRun(tmp_path / "runs" / "none" / "audit")
+    run = NotebookRun(tmp_path / "runs" / "small" / "audit")
     run.check_page(figures=3)
     assert "12 features of 160 train and 80 test samples, 3 classes, 1 domains" in run.said
     assert "ID, do not bother" in run.said  # a plane parts these classes
