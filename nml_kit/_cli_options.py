@@ -30,6 +30,7 @@ def elsewhere_of(scheduler: str | None, cluster: Path | None, retries: int | Non
 
 
 def plan_of(target: Path, runs: Path, profile: str | None, param: list[str], grid: list[str]) -> list[Any]:
+    """The runs of a suite, or of a notebook with its parameters and grid; InvalidInputError for options that clash."""
     from nml_kit import suites
 
     if target.suffix not in (".yaml", ".yml"):

@@ -1,7 +1,5 @@
 // A plotly figure that is always what Python says: each change draws the whole figure, of which plotly.js redraws what differs.
 
-let plotly; // compiled once for a page, however many figures there are
-
 async function load(model) {
   const library = await model.widget_manager.get_model(model.get("library").replace("IPY_MODEL_", ""));
   const module = { exports: {} };
@@ -17,7 +15,7 @@ function tell(model, kind, { points: [point] }) {
 export default {
   async render({ model, el }) {
     const place = el.appendChild(document.createElement("div"));
-    const Plotly = await (plotly ??= globalThis.nmlKitPlotly ??= load(model));
+    const Plotly = await (globalThis.nmlKitPlotly ??= load(model)); // once for a page, however many figures there are
     const draw = async () => {
       const { data, layout } = JSON.parse(model.get("json"));
       el.setAttribute("role", "figure");

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from nml_kit._parallel import in_parallel
 from nml_kit.errors import InvalidInputError
 from nml_kit.evaluate import sample_scores
 from nml_kit.features import Features
@@ -18,7 +17,7 @@ from nml_kit.heads import LinearProbe, MLPTune, NMTune
 from nml_kit.intervals import change_in_words, paired_differences
 from nml_kit.regularizers import Recipe
 from nml_kit.results import StudyResults
-from nml_kit.selection import Candidates, Selection, expanded, is_selected, select_head, selection_rows
+from nml_kit.selection import Candidates, Choice, expanded, select_heads, selection_rows
 from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.store import Store
 
@@ -48,16 +47,6 @@ class AuditSettings(NamedTuple):
     recipe: Recipe = "paper"
 
 
-class _Choice(NamedTuple):
-    """A head to tune and test on one fold with one seed."""
-
-    features: Features
-    fold: Fold
-    method: str
-    seed: int
-    settings: AuditSettings
-
-
 def audit_features(
     features: Features,
     *,
@@ -75,12 +64,10 @@ def audit_features(
     """
     settings, store = settings or AuditSettings(), store or Store()
     choices = [
-        _Choice(features, fold, method, seed, settings)
+        Choice(features, fold, head_candidates(method, settings, seed), method, seed)
         for fold in audit_folds(features, held_out) for seed in settings.seeds for method in HEADS
     ]  # fmt: skip
-    missing = [(_choose, (choice, store)) for choice in choices if not _is_chosen(choice, store)]
-    in_parallel(missing, jobs, "heads" if progress else "")
-    found = [(choice, _choose(choice, store)) for choice in choices]
+    found = list(zip(choices, select_heads(choices, store=store, jobs=jobs, progress=progress), strict=True))
     samples = [sample_scores(one.evaluation, seed=choice.seed) for choice, one in found]
     rows = [selection_rows(one, seed=choice.seed) for choice, one in found]
     return Audit(features, pd.concat(samples, ignore_index=True), pd.concat(rows, ignore_index=True), settings)
@@ -125,11 +112,6 @@ def tested_spectrum(features: Features) -> NDArray[np.float64]:
     """The singular values of the test split, not centred, as shares of their sum (fractions)."""
     values = singular_values(features.values[features.splits == "test"])
     return values / values.sum()
-
-
-def log_directions(shares: NDArray[np.float64]) -> float:
-    """The largest SVE (nats) that a spectrum of as many directions can have, that of a flat one."""
-    return float(np.log(len(shares)))
 
 
 def known_spectra(results: StudyResults, *, task: str = "icons") -> pd.DataFrame:
@@ -206,7 +188,7 @@ def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEs
 
 
 def head_candidates(method: str, settings: AuditSettings, seed: int) -> Candidates:
-    """The settings that are tried: learning rates, and NMTune's λ; fixed before any result was seen."""
+    """The settings that are tried: learning rates, and NMTune's λ; few, so that an audit takes minutes."""
     shared: dict[str, Any] = {"epochs": settings.epochs, "random_state": seed}
     tuned: dict[str, Any] = {"recipe": settings.recipe, **shared}
     rates = [1e-3, 3e-3]
@@ -216,13 +198,3 @@ def head_candidates(method: str, settings: AuditSettings, seed: int) -> Candidat
         "NMTune": (NMTune(**tuned), {"learning_rate": rates, "weights": [0.01, 0.1]}),
     }
     return {method: every[method]}
-
-
-def _choose(choice: _Choice, store: Store) -> Selection:
-    given = head_candidates(choice.method, choice.settings, choice.seed)
-    return select_head(choice.features, choice.fold, given, method=choice.method, seed=choice.seed, store=store)
-
-
-def _is_chosen(choice: _Choice, store: Store) -> bool:
-    given = head_candidates(choice.method, choice.settings, choice.seed)
-    return is_selected(choice.features, choice.fold, given, seed=choice.seed, store=store)

@@ -4,7 +4,7 @@
 over seeds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +26,7 @@ class ResultKey(NamedTuple):
 
 def answers_by_result(samples: pd.DataFrame) -> dict[ResultKey, pd.DataFrame]:
     """The answers (SAMPLE_COLUMNS and panel, such as "ID · icons") of each result, in the order of their ratios."""
-    named = samples.assign(panel=samples["protocol"] + " · " + samples["task"])
-    found = {}
-    for ratio in ratios_in_order(named):
-        for (objective, method), part in at_ratio(named, ratio).groupby(["objective", "method"]):
-            found[ResultKey(str(objective), ratio_label(ratio), str(method))] = part
-    return found
+    return {key: part for key, _, part in _by_result(samples)}
 
 
 def answers_of(answers: Mapping[ResultKey, pd.DataFrame], key: ResultKey) -> pd.DataFrame:
@@ -47,23 +42,20 @@ def spectra_by_result(spectra: pd.DataFrame) -> dict[tuple[ResultKey, str], pd.S
 
     It ends where the shortest of its spectra, that of the domain with fewest samples, does.
     """
-    named = spectra.assign(panel=spectra["protocol"] + " · " + spectra["task"])
     found = {}
-    for ratio in ratios_in_order(named):
-        for (objective, method, panel), part in at_ratio(named, ratio).groupby(["objective", "method", "panel"]):
-            key = ResultKey(str(objective), ratio_label(ratio), str(method))
-            shares = part.groupby("index")["share"].agg(["mean", "size"])
-            found[key, str(panel)] = shares.loc[shares["size"] == shares["size"].max(), "mean"]
+    for key, panel, part in _by_result(spectra, "panel"):
+        shares = part.groupby("index")["share"].agg(["mean", "size"])
+        found[key, panel] = shares.loc[shares["size"] == shares["size"].max(), "mean"]
     return found
 
 
-def spectral_means(rows: pd.DataFrame, key: ResultKey, panel: str) -> dict[str, float]:
-    """SVE and LSVR (nats) of a result on a panel, means over seeds and held-out domains: "sve", "lsvr"."""
-    protocol, task = panel.split(" · ", 1)
-    labels = rows["ratio"].map(ratio_label)
-    mine = rows[(labels == key.noise) & (rows[["objective", "method", "protocol", "task"]]
-                                         == [key.objective, key.method, protocol, task]).all(axis=1)]  # fmt: skip
-    return {metric: float(mine.loc[mine["metric"] == metric, "value"].mean()) for metric in ("sve", "lsvr")}
+def spectral_means(rows: pd.DataFrame) -> dict[tuple[ResultKey, str], dict[str, float]]:
+    """SVE and LSVR (nats) of each result on each panel, means over seeds and held-out domains: "sve", "lsvr"."""
+    spectral = rows[rows["metric"].isin(["sve", "lsvr"])]
+    return {
+        (key, panel): {str(name): float(mean) for name, mean in part.groupby("metric")["value"].mean().items()}
+        for key, panel, part in _by_result(spectral, "panel")
+    }
 
 
 def task_changes(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +142,14 @@ def changes_from(
 def result_name(key: ResultKey) -> str:
     """The head and the noise of a result: "LP, 30 %"."""
     return f"{key.method}, {key.noise}"
+
+
+def _by_result(table: pd.DataFrame, *more: str) -> Iterator[tuple[ResultKey, str, pd.DataFrame]]:
+    """The rows of each result, in the order of ratios, with the panel if they are grouped by it ("panel") too."""
+    named = table.assign(panel=table["protocol"] + " · " + table["task"])
+    for ratio in ratios_in_order(named):
+        for (objective, method, *panel), part in at_ratio(named, ratio).groupby(["objective", "method", *more]):
+            yield ResultKey(str(objective), ratio_label(ratio), str(method)), "".join(map(str, panel)), part
 
 
 def _accuracy(answers: pd.DataFrame, by: str) -> pd.Series:

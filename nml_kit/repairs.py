@@ -7,7 +7,7 @@ fixed before any result was seen, and `select_head` chooses from them on trainin
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from sklearn.decomposition import PCA
@@ -17,16 +17,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from nml_kit._parallel import in_parallel
 from nml_kit.errors import unknown_name
 from nml_kit.exact_probe import ExactLinearProbe
 from nml_kit.extraction import study_folds, study_sources
-from nml_kit.features import Features
-from nml_kit.folds import Fold
 from nml_kit.heads import LinearProbe, MLPTune, NMTune
 from nml_kit.origins import Origin
 from nml_kit.profiles import Objective, Profile
-from nml_kit.selection import Candidates, Selection, is_selected, select_head, selection_rows
+from nml_kit.selection import Candidates, Choice, Selection, select_heads, selection_rows
 from nml_kit.store import Store
 from nml_kit.study import Study, StudyRun
 
@@ -122,35 +119,15 @@ def run_repair_study(
     """
     store = store or Store()
     sources = study_sources(profile, objective, store=store, jobs=jobs, progress=progress)
-    plan = [(source, _Choice(source.features[fold.task], fold, family, profile, source.origin.seed))
+    plan = [(source, Choice(source.features[fold.task], fold,
+                            repair_candidates(family, profile, source.origin.seed), family, source.origin.seed))
             for source in sources
             for fold in study_folds(profile, source.features, seed=source.origin.seed)
             for family in families]  # fmt: skip
-    missing = [(_choose, (choice, store)) for _, choice in plan if not _is_chosen(choice, store)]
-    in_parallel(missing, jobs, "heads" if progress else "")
-    selected = [(source, _choose(choice, store)) for source, choice in plan]
+    found = select_heads([choice for _, choice in plan], store=store, jobs=jobs, progress=progress)
+    selected = [(source, selection) for (source, _), selection in zip(plan, found, strict=True)]
     runs = tuple(StudyRun(source.origin, source.backbone, selection.evaluation) for source, selection in selected)
     return RepairStudy(Study(profile, runs), tuple((source.origin, selection) for source, selection in selected))
-
-
-class _Choice(NamedTuple):
-    """A family to choose from and test on one fold."""
-
-    features: Features
-    fold: Fold
-    family: str
-    profile: Profile
-    seed: int
-
-
-def _choose(choice: _Choice, store: Store) -> Selection:
-    candidates = repair_candidates(choice.family, choice.profile, choice.seed)
-    return select_head(choice.features, choice.fold, candidates, method=choice.family, seed=choice.seed, store=store)
-
-
-def _is_chosen(choice: _Choice, store: Store) -> bool:
-    candidates = repair_candidates(choice.family, choice.profile, choice.seed)
-    return is_selected(choice.features, choice.fold, candidates, seed=choice.seed, store=store)
 
 
 def verdicts(differences: pd.DataFrame) -> dict[str, list[str]]:

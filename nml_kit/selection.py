@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import ParameterGrid, StratifiedShuffleSplit
 
+from nml_kit._parallel import in_parallel
 from nml_kit.errors import InvalidInputError
 from nml_kit.evaluate import Evaluation, fit_all, head_settings, outcome, settings_hash
 from nml_kit.features import Features
@@ -122,6 +123,32 @@ def select_head(
         settings_hash(list(heads.values())[chosen]),
     )  # fmt: skip
     return Selection(tuple(heads), arrays["validation_accuracy"], chosen, evaluation)
+
+
+class Choice(NamedTuple):
+    """What `select_head` is asked for."""
+
+    features: Features
+    fold: Fold
+    candidates: Candidates
+    method: str
+    seed: int
+
+
+def select_heads(choices: Sequence[Choice], *, store: Store, jobs: int | None, progress: bool) -> list[Selection]:
+    """`select_head` of each, in order; what the store lacks is made in `jobs` processes (None: one per core)."""
+
+    def is_known(choice: Choice) -> bool:
+        return is_selected(choice.features, choice.fold, choice.candidates, seed=choice.seed, store=store)
+
+    in_parallel([(_select, (choice, store)) for choice in choices if not is_known(choice)], jobs,
+                "heads" if progress else "")  # fmt: skip
+    return [_select(choice, store) for choice in choices]
+
+
+def _select(choice: Choice, store: Store) -> Selection:
+    features, fold, candidates, method, seed = choice
+    return select_head(features, fold, candidates, method=method, seed=seed, store=store)
 
 
 def is_selected(features: Features, fold: Fold, candidates: Candidates, *, seed: int, store: Store) -> bool:

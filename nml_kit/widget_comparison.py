@@ -31,7 +31,8 @@ class NoiseComparison(Explorer):
     """
 
     def __init__(self, results: StudyResults) -> None:
-        self._rows, self._spectra = results.rows, comparison.spectra_by_result(results.spectra)
+        self._spectra = comparison.spectra_by_result(results.spectra)
+        self._metrics = comparison.spectral_means(results.rows)
         self._answers = comparison.answers_by_result(results.samples)
         objectives, noises, methods = (list(dict.fromkeys(names)) for names in zip(*self._answers, strict=True))
         first = next(iter(self._answers.values()))
@@ -93,7 +94,7 @@ class NoiseComparison(Explorer):
     def _spectra_view(self) -> go.Figure:
         """Spectra are of all classes: what a class or a confusion chooses does not change them."""
         task, keys = self.view["task"], self._keys()
-        means = pd.DataFrame([comparison.spectral_means(self._rows, key, task) for key in keys]).assign(ratio=[0, 1])
+        means = pd.DataFrame([self._metrics[key, task] for key in keys]).assign(ratio=[0, 1])
         first, second = (self._spectra[key, task] for key in keys)
         title = f"Spectrum of {task}: {spectral_finding(means)}"
         return paired_spectra(
