@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from nml_kit.origins import Origin, downstream_tasks, is_origin_stored, pretrain
 from nml_kit.profiles import Objective, load_profile
 from nml_kit.reference import reference_backbone, reference_dir
 from nml_kit.run_tables import read_run_tables
+from nml_kit.spectra_tables import Panel, panels_by_name
 from nml_kit.spectrum import singular_values
 from nml_kit.store import Store
 
@@ -40,6 +41,16 @@ class StudyResults:
     samples: pd.DataFrame
     spectra: pd.DataFrame
     network: Callable[[Objective, float], Backbone]
+
+    def panel(self, name: str) -> Panel:
+        """The task and domain that a name such as "OOD · icons · outline" stands for; UnknownNameError if nothing."""
+        if name not in self._panels:
+            raise unknown_name("panel", name, self._panels)
+        return self._panels[name]
+
+    @cached_property
+    def _panels(self) -> dict[str, Panel]:
+        return panels_by_name(self.spectra)
 
 
 def load_results(directory: str | Path = "", *, profile: str = "small") -> StudyResults:
@@ -68,13 +79,13 @@ def tested_loadings(
     """The test samples of a panel and their loadings (N, r) on the singular directions of its network at a ratio.
 
     `panel` is as "ID · icons", or "OOD · icons · outline": then they are those of outline. Features are read from the
-    store, or made and kept there: some seconds the first time. Raises UnknownNameError for an unknown task,
+    store, or made and kept there: some seconds the first time. Raises UnknownNameError for an unknown panel,
     InvalidInputError if the network is not there.
     """
-    _, name, *domain = panel.split(" · ")
-    test = load_task(name).select(split="test")
+    chosen = results.panel(panel)
+    test = load_task(chosen.task).select(split="test")
     features = extract_features(test, results.network(objective, ratio), progress=False)
-    rows = np.flatnonzero(np.isin(test.domains, domain)) if domain else np.arange(len(test))
+    rows = np.flatnonzero(np.isin(test.domains, chosen.held_out or test.domains))
     return test.take(rows), singular_directions(features.values[rows])[0]
 
 
@@ -98,12 +109,12 @@ def train_spectra(results: StudyResults, objective: Objective, panel: str) -> pd
     `panel` is as "ID · icons", or "OOD · icons · outline": then what is not outline. Columns: ratio, seed, index (from
     1), share (σ_i/Σσ), total (Σσ). Raises as `whole_features`.
     """
-    _, task, *held_out = panel.split(" · ")
+    chosen = results.panel(panel)
     mine = results.rows[results.rows["objective"] == objective]
     found = []
     for ratio in sorted(mine["ratio"].dropna().unique()):
-        features = whole_features(results, objective, float(ratio), task)
-        is_source = ~np.isin(features.domains, held_out)
+        features = whole_features(results, objective, float(ratio), chosen.task)
+        is_source = ~np.isin(features.domains, chosen.held_out)
         values = singular_values(features.values[is_source & (features.splits == "train")])
         table = {"index": np.arange(1, len(values) + 1), "share": values / values.sum(), "total": values.sum()}
         found.append(pd.DataFrame({"ratio": ratio, "seed": int(mine["seed"].min()), **table}))

@@ -1,6 +1,7 @@
 """Spectral metrics of features under every choice one has (split, centring, number of samples), as tidy tables."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,19 @@ def noise_changes(table: pd.DataFrame, by: Sequence[str], *, pair: Sequence[str]
     return changes.drop(columns="falling")
 
 
+class Panel(NamedTuple):
+    """What results are of: a protocol, a task and the domain that was held out ("all": none)."""
+
+    protocol: str
+    task: str
+    test_domain: str
+
+    @property
+    def held_out(self) -> list[str]:
+        """The held-out domain, if there is one."""
+        return [] if self.test_domain == "all" else [self.test_domain]
+
+
 def domain_names(table: pd.DataFrame) -> pd.Series:
     """Protocol, task and, if one was held out, test domain of each row: "ID · icons", "OOD · icons · outline".
 
@@ -115,6 +129,23 @@ def domain_names(table: pd.DataFrame) -> pd.Series:
     """
     domain = (" · " + table["test_domain"]).where(table["test_domain"] != "all", "")
     return table["protocol"] + " · " + table["task"] + domain
+
+
+def panels_by_name(table: pd.DataFrame) -> dict[str, Panel]:
+    """What each name that `domain_names` gives stands for, in sorted order: a task's own name may hold a " · ".
+
+    Raises InvalidInputError if two of them have one name.
+
+    >>> panels_by_name(pd.DataFrame({"protocol": ["OOD"], "task": ["icons"], "test_domain": ["outline"]}))
+    {'OOD · icons · outline': Panel(protocol='OOD', task='icons', test_domain='outline')}
+    """
+    found = table[list(Panel._fields)].drop_duplicates().assign(name=domain_names).sort_values("name")
+    if found["name"].duplicated().any():
+        twice = found["name"][found["name"].duplicated()].iloc[0]
+        raise InvalidInputError(
+            f"Expected a name of its own for each task and domain, got {twice!r} twice; rename one."
+        )
+    return {str(name): Panel(*map(str, parts)) for *parts, name in found.itertuples(index=False)}
 
 
 def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:

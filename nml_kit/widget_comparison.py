@@ -1,25 +1,21 @@
 """The noise-ratio comparison: two ratios or methods side by side, from tasks to classes to single samples."""
 
-from collections.abc import Sequence, Set
-from functools import lru_cache, partial
+from collections.abc import Set
+from functools import partial
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from nml_kit import comparison
 from nml_kit._explorer import Card, Explorer, gallery_html
 from nml_kit._figure_view import Point
-from nml_kit.datasets import Task, load_task
+from nml_kit.comparison import ResultKey
+from nml_kit.explorer_views import EVERY_CLASS, accuracies_of_pair, lost_gallery, pair_of_spectra, task_of_panel
 from nml_kit.look import as_text
-from nml_kit.plots_comparison import MOST_CLASSES, comparison_page, confusion_changes, paired_accuracies, paired_spectra
-from nml_kit.plots_explorer import spectral_finding
+from nml_kit.plots_comparison import comparison_page, confusion_changes
 from nml_kit.results import StudyResults
-
-_EVERY = "every class"
-_SHOWN = 16  # samples
 
 
 class NoiseComparison(Explorer):
@@ -40,8 +36,8 @@ class NoiseComparison(Explorer):
         controls = {
             "objective": pick(options=objectives, value=objectives[-1], description="pre-training"),
             "task": pick(options=sorted(first["panel"].unique()), description="task"),
-            "given": pick(options=[_EVERY], description="class"),
-            "said": pick(options=[_EVERY], description="taken for"),
+            "given": pick(options=[EVERY_CLASS], description="class"),
+            "said": pick(options=[EVERY_CLASS], description="taken for"),
             "first": pick(options=noises, description="first: noise"),
             "first_method": pick(options=methods, description="head"),
             "second": pick(options=noises, value=noises[-2:][0], description="second: noise"),
@@ -56,14 +52,14 @@ class NoiseComparison(Explorer):
 
     def offer(self, choices: Any) -> None:
         """The classes are those of the task."""
-        names = _task_of(choices.get("task", self._controls["task"].value)).class_names
+        names = task_of_panel(choices.get("task", self._controls["task"].value)).class_names
         for name in ("given", "said"):
-            if self._controls[name].options != (_EVERY, *names):
-                self._controls[name].options = (_EVERY, *names)
+            if self._controls[name].options != (EVERY_CLASS, *names):
+                self._controls[name].options = (EVERY_CLASS, *names)
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw what depends on what changed."""
-        view, names = self.view, _task_of(self.view["task"]).class_names
+        view, names = self.view, task_of_panel(self.view["task"]).class_names
         first, second = (comparison.answers_of(self._answers, key) for key in self._keys())
         if changed - {"given", "said"}:
             self._draw_rows("task", comparison.task_changes(first, second), "tasks")
@@ -71,60 +67,31 @@ class NoiseComparison(Explorer):
         if changed - {"said"}:
             self._draw_rows("given", comparison.class_changes(first, second, names), f"classes of {view['task']}")
         if changed - {"given", "said"}:
-            self.spectra.show(self._spectra_view())
+            self.spectra.show(pair_of_spectra(self._keys(), view["task"], self._spectra, self._metrics))
             change = comparison.confusion_change(first, second, len(names))
             self.cards["said"].show(confusion_changes(change, names, title="Which classes are taken for which more"))
-        self.samples.value = self._gallery(comparison.changed_samples(first, second), names)
+        lost = comparison.changed_samples(first, second)
+        self.samples.value = gallery_html(*lost_gallery(lost, view))
 
     def static(self) -> go.Figure:
         """Tasks, and classes of the chosen task, with a menu of what the first result is set against."""
         task, (first, second) = self.view["task"], self._keys()
         alike = [key for key in self._answers if key.method == second.method]
         others = dict.fromkeys([second, *alike, *self._answers])
-        pairs = comparison.changes_from(first, others, self._answers, task, _task_of(task).class_names)
+        pairs = comparison.changes_from(first, others, self._answers, task, task_of_panel(task).class_names)
         return comparison_page(pairs, title=f"What changes, by task and by class of {task}: choose a pair")
 
-    def _keys(self) -> tuple[comparison.ResultKey, comparison.ResultKey]:
+    def _keys(self) -> list[ResultKey]:
         view = self.view
-        first, second = (
-            comparison.ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")
-        )
-        return first, second
-
-    def _spectra_view(self) -> go.Figure:
-        """Spectra are of all classes: what a class or a confusion chooses does not change them."""
-        task, keys = self.view["task"], self._keys()
-        means = pd.DataFrame([self._metrics[key, task] for key in keys]).assign(ratio=[0, 1])
-        first, second = (self._spectra[key, task] for key in keys)
-        title = f"Spectrum of {task}: {spectral_finding(means)}"
-        return paired_spectra(
-            first, second, (comparison.result_name(keys[0]), comparison.result_name(keys[1])), title=title
-        )
+        return [ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")]
 
     def _draw_rows(self, choice: str, changes: pd.DataFrame, what: str) -> None:
-        first, second = map(comparison.result_name, self._keys())
-        title = f"{first} → {second}: {comparison.changes_in_words(changes, what)}"
-        shown = comparison.largest_changes(changes, MOST_CLASSES)
-        self.cards[choice].show(paired_accuracies(shown, (first, second), chosen=self.view[choice], title=title))
+        self.cards[choice].show(accuracies_of_pair(self._keys(), changes, what, chosen=self.view[choice]))
 
     def _row_clicked(self, choice: str, point: Point) -> None:
         if point.trace.customdata is not None:
             self.choose(**{choice: str(point.trace.customdata[point.index])})
 
     def _confusion_clicked(self, point: Point) -> None:
-        names = {as_text(name): name for name in _task_of(self.view["task"]).class_names}
+        names = {as_text(name): name for name in task_of_panel(self.view["task"]).class_names}
         self.choose(given=names[point.y], said=names[point.x])
-
-    def _gallery(self, lost: pd.DataFrame, names: Sequence[str]) -> str:
-        for column, choice in (("label", self.view["given"]), ("prediction", self.view["said"])):
-            if choice != _EVERY:
-                lost = lost[lost[column] == names.index(choice)]
-        task, shown = _task_of(self.view["task"]), lost.head(_SHOWN)
-        rows = pd.Series(np.arange(len(task)), index=task.ids).loc[shown["sample"]].to_numpy()
-        heading = f"{len(lost)} samples are right less often in the second; the {len(shown)} with the largest loss:"
-        return gallery_html(task.inputs(rows), comparison.sample_captions(shown, task.domains[rows], names), heading)
-
-
-@lru_cache(maxsize=16)
-def _task_of(panel: str) -> Task:
-    return load_task(panel.split(" · ", 1)[1])

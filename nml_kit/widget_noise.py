@@ -96,6 +96,5 @@ class NoiseGallery(Explorer):
     def _gallery(self) -> str:
         view, names = self.view, self._task.class_names
         own = None if view["own_class"] == _EVERY else names.index(view["own_class"])
-        changes = described_changes(self._table, names, view["objective"], own_class=own, most=_SAMPLES)
-        rows, captions, heading = changes
+        rows, captions, heading = described_changes(self._table, names, view["objective"], own_class=own, most=_SAMPLES)
         return gallery_html(self._train.inputs(rows), captions, heading)

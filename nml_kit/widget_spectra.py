@@ -5,27 +5,15 @@ from typing import get_args
 
 import ipywidgets
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from nml_kit._explorer import Card, Explorer, gallery_html
 from nml_kit._figure_view import Point
-from nml_kit.directions import described_direction
-from nml_kit.explorer_tables import (
-    Quantity,
-    at_any_ratio,
-    page_tables,
-    quantity_bands,
-    spectra_by_choice,
-    spectral_points,
-)
+from nml_kit.explorer_tables import Quantity, page_tables, spectra_by_choice
+from nml_kit.explorer_views import ALL_SEEDS, FEATURES, direction_gallery, spectrum_figures
 from nml_kit.look import RANDOM_INIT, ratio_label, ratios_in_order
-from nml_kit.plots_explorer import Scale, spectral_finding, spectral_plane, spectrum_page, spectrum_view
-from nml_kit.results import StudyResults, tested_loadings, train_spectra
-
-_ALL = "all"
-_SAMPLES = 8  # shown of a direction
-_METHODS = {"LP": "raw features", "MLP": "after the MLP", "NMTune": "after NMTune"}
+from nml_kit.plots_explorer import Scale, spectrum_page
+from nml_kit.results import StudyResults
 
 
 class SpectrumExplorer(Explorer):
@@ -47,10 +35,10 @@ class SpectrumExplorer(Explorer):
             "objective": pick(options=objectives, value=objectives[-1], description="pre-training"),
             "task": pick(options=panels, description="task"),
             "split": pick(options=["test", "train"], description="split"),
-            "method": pick(options=[(_METHODS.get(name, name), name) for name in methods], description="features"),
+            "method": pick(options=[(FEATURES.get(name, name), name) for name in methods], description="features"),
             "quantity": pick(options=get_args(Quantity), description="quantity"),
             "scale": pick(options=get_args(Scale), value="log y", description="scale"),
-            "seed": pick(options=[_ALL, *seeds], description="seed"),
+            "seed": pick(options=[ALL_SEEDS, *seeds], description="seed"),
             "window": ipywidgets.IntRangeSlider(min=1, max=length, value=(1, length), description="index"),
             "between": ipywidgets.FloatSlider(
                 min=trained[0], max=trained[-1], step=0.005, readout_format=".1%", description="dashed at"
@@ -77,11 +65,11 @@ class SpectrumExplorer(Explorer):
     def redraw(self, changed: Set[str]) -> None:
         """Draw the figures anew unless only what the samples depend on has changed."""
         if changed - {"direction", "network"}:
-            spectrum, plane = self._figures()
+            spectrum, plane = spectrum_figures(self._results, self._spectra, self.view)
             self.spectrum.show(spectrum)
             self.plane.show(plane)
         if changed & {"direction", "network", "task", "objective"}:
-            self.samples.value = self._gallery()
+            self.samples.value = gallery_html(*direction_gallery(self._results, self.view))
 
     def static(self) -> go.Figure:
         """All tasks and methods of the chosen objective and quantity, with a menu and a slider of the figure's own."""
@@ -89,40 +77,8 @@ class SpectrumExplorer(Explorer):
         title = f"Spectra of the features that a head's classifier reads, {objective} pre-training, by task"
         return spectrum_page(*page_tables(self._spectra, objective, quantity), quantity=quantity, title=title)
 
-    def _figures(self) -> tuple[go.Figure, go.Figure]:
-        view = self.view
-        if view["split"] == "train":
-            spectra = train_spectra(self._results, view["objective"], view["task"])
-        else:
-            spectra = self._spectra[view["objective"], view["task"], view["method"]]
-        seed = None if view["seed"] == _ALL else view["seed"]
-        bands, points = quantity_bands(spectra, view["quantity"], seed=seed), spectral_points(spectra, seed=seed)
-        means = points.groupby("ratio")[["sve", "lsvr"]].mean().reset_index()
-        features = f"{view['split']}, {_METHODS.get(view['method'], view['method'])}"
-        title = f"{view['task']}, {features}: {spectral_finding(means)}"
-        spectrum = spectrum_view(
-            self._chosen(bands), at_any_ratio(bands, view["between"]), title=title,
-            quantity=view["quantity"], scale=view["scale"], window=view["window"],
-        )  # fmt: skip
-        return spectrum, spectral_plane(self._chosen(points), at_any_ratio(means, view["between"]))
-
-    def _chosen(self, table: pd.DataFrame) -> pd.DataFrame:
-        ratios = self.view["ratios"] or [table["ratio"].min()]
-        return table[table["ratio"].isin(ratios) | (table["ratio"].isna() & (RANDOM_INIT in ratios))]
-
     def _hovered(self, point: Point) -> None:
         """The index under the pointer becomes the direction, the line's ratio the network."""
         by_label = dict(self._controls["network"].options)
         if point.trace.legendgroup in by_label:
             self.choose(direction=int(point.x), network=by_label[point.trace.legendgroup])
-
-    def _gallery(self) -> str:
-        view = self.view
-        task, loadings = tested_loadings(self._results, view["objective"], view["network"], view["task"])
-        index = min(view["direction"], loadings.shape[1])
-        rows, captions, separation = described_direction(loadings, index, task.labels, task.class_names, _SAMPLES)
-        heading = (
-            f"Direction {index} of the raw features at {ratio_label(view['network'])} noise, first seed, test split: "
-            f"{separation}. The samples that load most on it, of {len(task)}:"
-        )
-        return gallery_html(task.inputs(rows), captions, heading)

@@ -8,10 +8,12 @@ from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
 from nml_kit.profiles import load_profile
 from nml_kit.spectra_tables import (
+    domain_names,
     mean_spectra,
     metrics_by_choice,
     metrics_by_size,
     noise_changes,
+    panels_by_name,
     study_features,
     value_bands,
 )
@@ -93,3 +95,18 @@ def test_mean_spectra_are_means_over_seeds_of_each_held_out_domain():
     expected = {("ID · icons", 1): 0.7, ("ID · icons", 2): 0.3, ("OOD · icons · outline", 1): 0.5,
                 ("OOD · icons · outline", 2): 0.5}  # fmt: skip
     assert table.to_dict() == pytest.approx(expected)
+
+
+def test_a_panel_is_found_by_its_name_even_if_that_holds_the_mark_between_its_parts():
+    parts = ["OOD", "a · b.parquet", "c · d"]
+    table = pd.DataFrame([parts, ["ID", "a", "all"]], columns=["protocol", "task", "test_domain"])
+    found = panels_by_name(pd.concat([table, table]))
+    assert {tuple(panel) for panel in found.values()} == {tuple(parts), ("ID", "a", "all")}
+    assert list(found) == sorted(domain_names(table))
+    assert [panel.held_out for panel in found.values()] == [[], ["c · d"]]
+
+
+def test_two_panels_of_one_name_are_refused():
+    table = pd.DataFrame({"protocol": "OOD", "task": ["a", "a · b"], "test_domain": ["b", "all"]})
+    with pytest.raises(InvalidInputError, match="'OOD · a · b' twice"):
+        panels_by_name(table)

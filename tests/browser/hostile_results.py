@@ -32,6 +32,7 @@ MARKUP = {
     "bold": "<b>x</b>",
     "entity": " a &amp; b",
     "template": "%{x}",  # plotly would put the point's x there
+    "dotted": " · x",  # joins a task to its domain in the names of panels
     "formula": "$x$",  # and MathJax, where a page has it, would typeset this
 }
 NAMES = tuple(word + rest for word, rest in MARKUP.items())
