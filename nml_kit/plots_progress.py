@@ -12,7 +12,9 @@ _STATE_COLORS = {"done": "#009E73", "hit": "#009E73", "running": "#0072B2", "wai
                  "interrupted": "#E69F00"}  # fmt: skip
 _BAD = "#D55E00"
 _CELL = "text-align:left;vertical-align:top;padding:2px 14px 2px 0;"
-_WRAPPING = {"error": "overflow-wrap:anywhere;min-width:160px", "result": "min-width:130px"}
+_COLUMNS = ("state", "seconds", "run", "error", "result")  # what a narrow page shows first
+_WRAPPING = {"run": "overflow-wrap:anywhere;min-width:100px", "error": "overflow-wrap:anywhere;min-width:120px",
+             "result": "min-width:110px"}  # fmt: skip
 
 
 def state_color(state: str) -> str:
@@ -25,10 +27,12 @@ def state_color(state: str) -> str:
 
 
 def progress_html(table: pd.DataFrame, heading: str) -> str:
-    """The runs of a `progress_table` as HTML; all texts are escaped."""
-    names = [str(name) for name in table.columns]
+    """The runs of a `progress_table` as HTML, without a column of errors if there is none; all texts are escaped."""
+    names = [name for name in _COLUMNS if name != "error" or table["error"].any()]
     head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in names)
-    rows = ["".join(_cell(name, value) for name, value in zip(names, row, strict=True)) for row in table.to_numpy()]
+    rows = [
+        "".join(_cell(name, value) for name, value in zip(names, row, strict=True)) for row in table[names].to_numpy()
+    ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     top = f'<p style="margin:4px 0;line-height:1.4"><b>{html.escape(heading)}</b></p>'
     return f'{top}<table style="font-size:13px;line-height:1.4"><tr>{head}</tr>{body}</table>' if rows else top
