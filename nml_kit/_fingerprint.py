@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,19 @@ def _array_content(array: np.ndarray) -> tuple[str, Any]:
     encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
     lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
     return kind.__name__, lengths.tobytes() + b"".join(encoded)
+
+
+def plain_of_bytes(lengths: Sequence[int], contents: Iterable[bytes]) -> str:
+    """What `plain` gives for an array (N,) of bytes, of which only one is held at a time.
+
+    Raises ValueError if a content has another length.
+
+    >>> plain_of_bytes([1, 2], iter([b"a", b"bc"])) == plain(np.array([b"a", b"bc"], dtype=object))
+    True
+    """
+    digest = hashlib.sha256(np.fromiter(lengths, dtype="<i8", count=len(lengths)).tobytes())
+    for length, content in zip(lengths, contents, strict=True):
+        if len(content) != length:
+            raise ValueError(f"expected {length} bytes, got {len(content)}")
+        digest.update(content)
+    return f"array bytes {[len(lengths)]} sha256:{digest.hexdigest()}"

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from nml_kit._processes import Processes, launched_processes
 from nml_kit.backbones import Backbone
-from nml_kit.datasets import Task, require_unique_ids, select_rows
 from nml_kit.errors import CorruptEntryError, InvalidInputError, StoreError
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.store import Store, fingerprint
+from nml_kit.tasks import Task, require_unique_ids, select_rows
 
 # Raised whenever the same request would give other features, so that stored ones are not taken for new ones.
 FEATURES_VERSION = 1
