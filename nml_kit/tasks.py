@@ -14,6 +14,7 @@ from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.store import fingerprint
 
 _TEST_SHARE = 0.25
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +49,9 @@ class Task:
         if self.image_data is not None:
             columns["images"] = self.image_data
         for column, values in columns.items():
-            if len(values) != len(self.ids):
-                raise InvalidInputError(
-                    f"Task {self.name!r}: expected {len(self.ids)} {column}, one per id, but got {len(values)}."
-                )
+            _require_length(self.name, column, values, len(self.ids))
         require_unique_ids(self.ids, f"Task {self.name!r}")
-        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < self.num_classes):
-            raise InvalidInputError(
-                f"Task {self.name!r}: expected labels in 0..{self.num_classes - 1}, but got "
-                f"{self.labels.min()}..{self.labels.max()}."
-            )
+        _require_labels(self.name, self.labels, self.num_classes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,6 +126,18 @@ class Task:
         return replace(self.take(keep), class_names=self.class_names[:kept_classes])
 
 
+def _require_labels(name: str, labels: NDArray[np.int64], num_classes: int) -> None:
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise InvalidInputError(
+            f"Task {name!r}: expected labels in 0..{num_classes - 1}, but got {labels.min()}..{labels.max()}."
+        )
+
+
+def _require_length(name: str, column: str, values: Any, count: int) -> None:
+    if len(values) != count:
+        raise InvalidInputError(f"Task {name!r}: expected {count} {column}, one per id, but got {len(values)}.")
+
+
 def require_unique_ids(ids: NDArray[np.str_], owner: str) -> None:
     """Raise InvalidInputError naming a repeated id."""
     unique, counts = np.unique(ids, return_counts=True)
@@ -180,14 +186,24 @@ def splits_by_id(ids: NDArray[np.str_], labels: NDArray[np.int64]) -> NDArray[np
     return splits
 
 
-def classes_of(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels (N,) in 0..K−1 and the names of the K classes, in sorted order, of whole numbers or texts (N,).
+def classes_of(values: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels (N,) in 0..K−1 and the names of the K classes, of whole numbers or texts (N,).
 
-    >>> classes_of(np.array(["dog", "cat", "dog"]))[1]
-    ('cat', 'dog')
+    Texts are sorted; numbers stay what they are, so that parts of one data set agree, and are their own names.
+    Raises ValueError for other values, negative numbers, or numbers that are no classes.
+
+    >>> classes_of(["dog", "cat", "dog"])[1], classes_of([2, 0])
+    (('cat', 'dog'), (array([2, 0]), ('0', '1', '2')))
     """
-    names, labels = np.unique(values, return_inverse=True)
-    return labels.astype(np.int64), tuple(map(str, names.tolist()))
+    found = np.asarray(values)
+    if found.ndim == 1 and found.dtype.kind in "iu" and len(found):
+        if found.min() < 0 or found.max() >= _MOST_CLASSES:
+            raise ValueError(f"labels {found.min()} to {found.max()}, not 0 to K-1; write names as texts")
+        return found.astype(np.int64), tuple(map(str, range(int(found.max()) + 1)))
+    if found.ndim != 1 or not all(isinstance(value, str) for value in found.tolist()):
+        raise ValueError(f"labels of dtype {found.dtype} and shape {found.shape}, not whole numbers or texts")
+    names, labels = np.unique(found.astype(np.str_), return_inverse=True)
+    return labels.astype(np.int64), tuple(names.tolist())
 
 
 def make_task(
@@ -205,6 +221,8 @@ def make_task(
 
     Raises InvalidInputError as `Task` does, and for splits other than "train" and "test".
     """
+    _require_length(name, "labels", labels, len(ids))  # before they are counted on
+    _require_labels(name, labels, len(class_names))
     if splits is None:
         splits = splits_by_id(ids, labels)
     if len(wrong := np.setdiff1d(splits, ["train", "test"])):
