@@ -233,6 +233,24 @@ def doctor() -> None:
     raise typer.Exit(int(any(check.required and not check.ok for check in checks)))
 
 
+@app.command()
+def datasets(
+    root: Annotated[Path | None, typer.Option(help="Directory of the data sets; default: $NML_DATASETS.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list for machines, with citations and places.")] = False,
+) -> None:
+    """List the data sets that have names: what for, classes, splits, licence, and which are here."""
+    with _errors_as_messages():
+        from nml_kit.datasets import dataset_rows
+
+        rows = dataset_rows(root)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    columns = ["name", "use", "classes", "splits", "licence"]
+    cells = [(*(row[column] for column in columns), "yes" if row["present"] else "") for row in rows]
+    _show("Data sets by name; anything else by its path", [*columns, "here"], cells)
+
+
 @store_app.command("list")
 def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind.")] = None) -> None:
     """List what the store holds."""
