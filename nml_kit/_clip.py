@@ -63,7 +63,7 @@ def build_clip(architecture: str, *, seed: int) -> Any:
     first = first_width(architecture, CLIP_COMPACT)
     if first is None:
         raise unknown_name("contrastive architecture", architecture, CLIP_PATTERNS)
-    open_clip = _open_clip()
+    open_clip = open_clip_library()
     config = open_clip.get_model_config(CLIP_COMPACT)
     config["vision_cfg"]["timm_model_name"] = _register_with_timm(first)
     with seeded(seed):
@@ -78,7 +78,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 def clip_loss(clip: Any, images: Tensor, tokens: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy of M pairs, each image against all texts and each text against all images."""
     features = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
-    return _open_clip().ClipLoss()(*features, clip.logit_scale.exp())
+    return open_clip_library().ClipLoss()(*features, clip.logit_scale.exp())
 
 
 def text_embeddings(clip: Any, tokens: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ def class_embeddings(clip: Any, class_names: Sequence[str], templates: Sequence[
 
     Source: Radford et al. (2021), section 3.1.4 (prompt ensembling); open_clip's `build_zero_shot_classifier`.
     """
-    weights = _open_clip().build_zero_shot_classifier(
+    weights = open_clip_library().build_zero_shot_classifier(
         clip, _tokenizer(), class_names, templates, num_classes_per_batch=64, device=clip.logit_scale.device
     )
     return weights.T.float()
 
 
 @cache
-def _open_clip() -> Any:
+def open_clip_library() -> Any:
     """open_clip, which knows the configurations of this package after that."""
     try:
         import open_clip
@@ -112,7 +112,7 @@ def _open_clip() -> Any:
 
 @cache
 def _tokenizer() -> Any:
-    return _open_clip().get_tokenizer(CLIP_COMPACT)
+    return open_clip_library().get_tokenizer(CLIP_COMPACT)
 
 
 def _register_with_timm(first: int) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nml_kit.backbones import ImageTransform
 from nml_kit.datasets import Task
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.recipes import ContrastiveRecipe, Recipe
 from nml_kit.records import noise_fingerprint
+from nml_kit.transforms import ImageTransform
 
 WEIGHTS = "weights.safetensors"
 History = list[dict[str, float]]

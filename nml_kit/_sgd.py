@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nml_kit._processes import Processes
-from nml_kit.backbones import ImageTransform
 from nml_kit.recipes import ContrastiveRecipe, Recipe
+from nml_kit.transforms import ImageTransform
 
 EVALUATION_BATCH = 512
 

@@ -25,12 +25,12 @@ from nml_kit._pretraining import (
 )
 from nml_kit._processes import Processes
 from nml_kit._sgd import EVALUATION_BATCH, draw_shifts, learning_rate_at, shift_images
-from nml_kit.backbones import ImageTransform
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import CaptionNoise
 from nml_kit.recipes import ContrastiveRecipe
 from nml_kit.records import noise_fingerprint
+from nml_kit.transforms import ImageTransform
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
 CONTRASTIVE_VERSION = 1

@@ -32,6 +32,10 @@ class DataFileError(NMLError, RuntimeError):
     """A data file that is missing, cut short or not in the expected format."""
 
 
+class ServiceError(NMLError, RuntimeError):
+    """A service on the network that does not answer, or not as expected."""
+
+
 class ProcessFailedError(NMLError, RuntimeError):
     """Another one of the processes that work together failed; the message is its error."""
 

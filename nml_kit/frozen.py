@@ -9,11 +9,13 @@ import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from nml_kit._backbone import Backbone
 from nml_kit._clip import CLIP_COMPACT, image_network
-from nml_kit.backbones import Backbone, ImageTransform, freeze_network
+from nml_kit._vision_backbones import freeze_network
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.networks import COMPACT_RESNET, build_network, first_width
+from nml_kit.transforms import ImageTransform
 
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 
@@ -33,7 +35,7 @@ def save_frozen(backbone: Backbone, path: str | Path) -> None:
     """
     card = dict(backbone.card or {})
     architecture = str(card.get("recipe", {}).get("architecture", "")).replace(CLIP_COMPACT, COMPACT_RESNET)
-    if first_width(architecture) is None:
+    if first_width(architecture) is None or not isinstance(backbone.transform, ImageTransform):
         raise InvalidInputError(
             f"Expected a backbone made by `pretrain` with a compact ResNet, got {backbone.name!r} with recipe "
             f"{card.get('recipe')}; keep others in the files of their own library."

@@ -122,12 +122,12 @@ def torchvision_network(name: str, *, weights: str | None, num_classes: int = 10
 
 
 def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000) -> nn.Module:
-    """A timm classification model."""
+    """A timm classification model; `name` may also be "hf-hub:OWNER/NAME" or "local-dir:PATH"."""
     try:
         import timm
     except ImportError as error:
         raise missing_models_extra("timm") from error
-    if not timm.is_model(name):
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
 
@@ -138,10 +138,13 @@ def missing_models_extra(package: str) -> MissingDependencyError:
 
 
 def remove_classifier(network: nn.Module) -> nn.Module:
-    """Replace the network's last linear layer by the identity, so that it returns penultimate features.
+    """Let the network return penultimate features: timm's own way, or the last linear layer becomes the identity.
 
     Raises InvalidInputError if the network has no linear layer to remove.
     """
+    if callable(reset := getattr(network, "reset_classifier", None)):  # timm: a head may be a convolution, or two
+        reset(0)
+        return network
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise InvalidInputError(

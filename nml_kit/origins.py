@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nml_kit._pretraining import standardising_transform
-from nml_kit.backbones import Backbone, load_backbone
+from nml_kit.backbones import Backbone, untrained_backbone
 from nml_kit.class_similarity import similarity_transition
 from nml_kit.datasets import Task, load_task
 from nml_kit.errors import InvalidInputError, unknown_name
@@ -88,7 +88,7 @@ def pretrained_backbone(
     recipe = _recipe(profile, origin)
     if np.isnan(origin.ratio):
         transform = standardising_transform(task.select(split="train"))
-        return load_backbone(recipe.architecture, seed=origin.seed, transform=transform)
+        return untrained_backbone(recipe.architecture, seed=origin.seed, transform=transform)
     noise = _noise(profile, task, origin)
     return pretrain(task, noise, recipe=recipe, seed=origin.seed, store=store, progress=progress)
 

@@ -7,13 +7,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from nml_kit._hub_backbones import SentenceEncoder
 from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
 from nml_kit.networks import timm_network
 
@@ -38,25 +37,6 @@ PACKAGED = {
 }
 
 PACKAGED_TEXT = {"all-minilm-l6-v2": "all_minilm_l6_v2"}
-
-
-class SentenceEncoder(nn.Module):
-    """A sentence-transformers model as a network from texts (N,) to embeddings (N, D), pooled as its own files say."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, texts: NDArray[np.str_]) -> Tensor:
-        """Embed texts."""
-        found = self.model.encode(list(map(str, texts)), convert_to_tensor=True, show_progress_bar=False)
-        return torch.as_tensor(found)
-
-    @property
-    def pooling(self) -> str:
-        """What makes one row of a text's tokens, such as "Pooling mean, Normalize"."""
-        steps = [f"{type(step).__name__} {getattr(step, 'pooling_mode', '')}".strip() for step in self.model]
-        return ", ".join(steps[1:])
 
 
 def packaged_sentence_encoder(name: str) -> SentenceEncoder:

@@ -1,0 +1,119 @@
+"""The value that every loader of backbones returns, the hash of its weights, and errors that loaders share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from json import dumps
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError
+from nml_kit.store import fingerprint
+from nml_kit.transforms import Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen feature extractor: `encode` maps a batch of inputs to features (B, D).
+
+    `fingerprint` identifies the weights; with transform, layer and `settings` (what else was resolved, as the
+    architecture, the tokenizer or the pooling) it decides which cached features fit. `shard_rows` is how many rows are
+    kept at once while features are extracted, where each costs money. `print` says what was resolved.
+    """
+
+    name: str
+    encode: Callable[[Any], Any]
+    fingerprint: str
+    transform: Transform | None
+    layer: str = "penultimate"
+    card: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    shard_rows: int | None = None
+
+    def __str__(self) -> str:
+        parts = {"weights": self.fingerprint[:12], "layer": self.layer, **(self.settings or {})}
+        parts["transform"] = None if self.transform is None else self.transform.settings
+        lines = (f"  {what}: {found if isinstance(found, str) else dumps(found)}" for what, found in parts.items())
+        return "\n".join([self.name, *lines])
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Everything about the backbone that determines its features."""
+        key = {
+            "weights": self.fingerprint,
+            "transform": None if self.transform is None else self.transform.settings,
+            "layer": self.layer,
+        }
+        return key if self.settings is None else key | {"settings": self.settings}
+
+    @property
+    def _device(self) -> torch.device:
+        weights = self.encode.parameters() if isinstance(self.encode, nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
+
+    def on(self, device: torch.device) -> "Backbone":
+        """This backbone on a device, a copy of it where it has to move; what is not a torch module stays."""
+        if not isinstance(self.encode, nn.Module) or device == self._device:
+            return self
+        return replace(self, encode=deepcopy(self.encode).to(device))
+
+    @torch.inference_mode()
+    def __call__(self, inputs: NDArray[Any]) -> Tensor:
+        """Features (B, D) float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
+
+        Images of several sizes come as an object array (B,) of uint8 (h, w, 3). Raises InvalidInputError if the
+        network is not in eval mode or does not return one row per input.
+        """
+        if isinstance(self.encode, nn.Module) and any(module.training for module in self.encode.modules()):
+            raise InvalidInputError(
+                f"Backbone {self.name!r}: expected a network in eval mode, but part of it is in training mode; "
+                "call .eval() on it."
+            )
+        batch = inputs if self.transform is None else self.transform.prepare(inputs, self._device)
+        features = torch.as_tensor(self.encode(batch)).float().cpu()
+        if features.ndim != 2 or len(features) != len(inputs):
+            raise InvalidInputError(
+                f"Backbone {self.name!r}: expected features of shape ({len(inputs)}, D), "
+                f"but got {tuple(features.shape)}; pool its output to one row per input."
+            )
+        return features
+
+
+def fingerprint_weights(network: nn.Module) -> str:
+    """Hash of a network's class, parameters and buffers."""
+    state = {name: tensor.detach().contiguous().numpy() for name, tensor in network.state_dict().items()}
+    return fingerprint({"class": type(network).__qualname__, "state": state})
+
+
+def require_texts(texts: NDArray[Any]) -> list[str]:
+    """The texts as a list; InvalidInputError for anything but an array (N,) of texts."""
+    if texts.ndim != 1 or not all(isinstance(text, str) for text in texts.tolist()):
+        raise InvalidInputError(
+            f"Expected texts (N,) for a text encoder, got {texts.dtype} of shape {texts.shape}; choose a text task."
+        )
+    return texts.tolist()
+
+
+@contextmanager
+def found_on_hub(name: str, extra: str) -> Iterator[None]:
+    """A block that imports a library of models and loads weights by it, from the hub or a directory.
+
+    Raises MissingDependencyError, with the `extra` of nml_kit to install, and DataFileError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name or error} is needed for {name}: pip install 'nml_kit[{extra}]'."
+        ) from error
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        if isinstance(error, InvalidInputError | DataFileError):
+            raise
+        raise DataFileError(
+            f"Expected the files of {name}, on the hub or in a directory of that name, got {type(error).__name__}: "
+            f"{error} Check the name, the path and the connection."
+        ) from error

@@ -1,0 +1,94 @@
+"""How images become network input: our own transform on whole batches, or a library's own, image by image."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nml_kit.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How uint8 images become network input: resize the short side, crop the centre, scale to 0–1, normalise."""
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (B, H, W, 3) uint8 to (B, 3, h, w) float32, channels last in memory (faster on a CPU)."""
+        batch = images.permute(0, 3, 1, 2).float().div_(255)
+        if self.resize is not None:
+            height, width = batch.shape[-2:]
+            scale = self.resize / min(height, width)
+            size = [round(height * scale), round(width * scale)]
+            batch = F.interpolate(batch, size=size, mode=self.interpolation, antialias=True)
+        if self.crop is not None:
+            top, left = ((side - self.crop) // 2 for side in batch.shape[-2:])
+            batch = batch[..., top : top + self.crop, left : left + self.crop]
+        mean, std = (batch.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return batch.sub(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the result, as plain data."""
+        return asdict(self)
+
+    def prepare(self, images: NDArray[Any], device: torch.device) -> Tensor:
+        """Network input of uint8 images (B, H, W, 3), or of several sizes as an object array (B,) of (h, w, 3).
+
+        Raises InvalidInputError for anything else, and if what comes out has several sizes.
+        """
+        _require_images(images)
+        if images.dtype != object:
+            return self(torch.from_numpy(images).to(device))
+        return _stacked([self(torch.tensor(image[None]).to(device))[0] for image in images])
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryTransform:
+    """The transform of a model's own library: `function` maps a PIL image to a tensor (3, h, w).
+
+    `settings` is the plain configuration that it was made from.
+    """
+
+    function: Callable[[Any], Any]
+    settings: dict[str, Any]
+
+    def prepare(self, images: NDArray[Any], device: torch.device) -> Tensor:
+        """As `ImageTransform.prepare`."""
+        _require_images(images)
+        return _stacked([self.function(Image.fromarray(image)) for image in images]).to(device)
+
+
+Transform = ImageTransform | LibraryTransform
+
+
+def _require_images(images: NDArray[Any]) -> None:
+    one_size = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+    many_sizes = images.dtype == object and images.ndim == 1 and all(
+        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
+        for image in images
+    )  # fmt: skip
+    if not (one_size or many_sizes):
+        raise InvalidInputError(
+            "Expected uint8 images (N, H, W, 3), or an object array (N,) of uint8 images (h, w, 3), got "
+            f"{images.dtype} of shape {images.shape}; a text encoder is for texts, an image encoder for images."
+        )
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    if len(sizes := {tuple(image.shape) for image in images}) > 1:
+        raise InvalidInputError(
+            f"Expected a transform that gives all images one size, got {sorted(sizes)}; let it resize and crop."
+        )
+    return torch.stack(images)
