@@ -86,6 +86,13 @@ class SentenceEncoder(nn.Module):
         found = self.model.encode(require_texts(texts), convert_to_tensor=True, show_progress_bar=False)
         return torch.as_tensor(found)
 
+    def embed(self, texts: NDArray[np.str_]) -> Tensor:
+        """Embed texts as one batch, with gradients: the library's `encode` has none."""
+        tokens = self.model.tokenize(require_texts(texts))
+        device = next(self.model.parameters()).device
+        placed = {name: value.to(device) for name, value in tokens.items() if isinstance(value, Tensor)}
+        return self.model(placed)["sentence_embedding"]
+
     @property
     def pooling(self) -> str:
         """What makes one row of a text's tokens, such as "Pooling mean, Normalize"."""

@@ -20,7 +20,7 @@ from nml_kit._head_fitting import fit_together
 from nml_kit._head_inputs import finite_blocks, require, validated_features
 from nml_kit._head_training import TrainingSettings, infer
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.regularizers import TERM_WEIGHTS, Recipe
+from nml_kit.regularizers import TERM_WEIGHTS, Recipe, term_weights
 
 _DTYPES = ("float32", "float64")
 # With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
@@ -245,13 +245,7 @@ class NMTune(MLPTune):
         self.weights = weights
 
     def _term_weights(self) -> tuple[float, float, float]:
-        if self.weights is None:
-            return TERM_WEIGHTS[self._tuner_recipe()]
-        weights = np.asarray(self.weights, dtype=np.float64)
-        ok = weights.shape in ((), (3,)) and bool(np.all(np.isfinite(weights) & (weights >= 0)))
-        require(ok, "weights of None, one number >= 0 or three (mse, cov, svd)", self.weights)
-        mse, cov, svd = np.broadcast_to(weights, 3).tolist()
-        return mse, cov, svd
+        return term_weights(self.weights, self._tuner_recipe())
 
 
 def fit_heads(

@@ -4,9 +4,11 @@ Z are the tuned features and F the frozen ones, both (M, D): M samples in the ba
 """
 
 import math
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -24,6 +26,25 @@ _NOT_FINITE = (
     "Expected finite Z and F, got NaN or inf: the features are broken or training diverged. "
     "Check F, then lower the learning rate or the weights of the terms."
 )
+
+
+def term_weights(weights: float | Sequence[float] | None, recipe: Recipe) -> tuple[float, float, float]:
+    """The weights of (mse, cov, svd): the recipe's for None, one number for each, or three as they are.
+
+    Raises `InvalidInputError` for anything else or a number below 0, and `UnknownNameError` for an unknown recipe.
+
+    >>> term_weights(0.1, "paper")
+    (0.1, 0.1, 0.1)
+    """
+    if recipe not in TERM_WEIGHTS:
+        raise unknown_name("recipe", str(recipe), TERM_WEIGHTS)
+    if weights is None:
+        return TERM_WEIGHTS[recipe]
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape not in ((), (3,)) or not np.all(np.isfinite(given) & (given >= 0)):
+        raise InvalidInputError(f"Expected weights of None, one number >= 0 or three (mse, cov, svd), got {weights!r}.")
+    mse, cov, svd = np.broadcast_to(given, 3).tolist()
+    return mse, cov, svd
 
 
 def nmtune_terms(Z: Tensor, F: Tensor, *, recipe: Recipe = "paper") -> tuple[Tensor, Tensor, Tensor]:

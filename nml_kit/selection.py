@@ -85,6 +85,14 @@ def validation_rows(labels: NDArray[np.int64], *, seed: int, fraction: float = V
     return np.sort(repeated[part])
 
 
+def validation_split(train: Features, seed: int) -> tuple[Features, Features]:
+    """Train samples without the validation part, and that part: drawn by `seed` from their ids, see `select_head`."""
+    held_out = np.zeros(len(train), dtype=bool)
+    by_id = np.argsort(train.ids)  # not the order of files
+    held_out[by_id[validation_rows(train.labels[by_id], seed=seed)]] = True
+    return train.take(~held_out), train.take(held_out)
+
+
 def select_head(
     features: Features, fold: Fold, candidates: Candidates, *, method: str, seed: int, store: Store | None = None
 ) -> Selection:
@@ -168,11 +176,8 @@ def selection_rows(selection: Selection, **context: Any) -> pd.DataFrame:
 
 def _validation_accuracy(heads: Mapping[str, BaseEstimator], train: Features, seed: int) -> NDArray[np.float64]:
     """Accuracy (C,) of each head, fitted to the rest of the train samples, on the validation part."""
-    held_out = np.zeros(len(train), dtype=bool)
-    by_id = np.argsort(train.ids)  # not the order of files
-    held_out[by_id[validation_rows(train.labels[by_id], seed=seed)]] = True
-    fitted = fit_all(heads, train.take(~held_out))
-    part = train.take(held_out)
+    rest, part = validation_split(train, seed)
+    fitted = fit_all(heads, rest)
     return np.array([accuracy_score(part.labels, fitted[name].predict(part.values)) for name in heads])
 
 
