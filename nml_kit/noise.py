@@ -4,23 +4,22 @@ Every random decision about a sample is a keyed hash of its id, so it depends ne
 shards, and what is corrupted at one ratio is corrupted at any larger one. N samples, K classes, ratios in fractions.
 """
 
-import hashlib
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
+from nml_kit._noise_draws import Ids, changed_count, hash_ids, nested_prefix
 from nml_kit.errors import InvalidInputError, unknown_name
 
 ClassMap = Mapping[int, int] | None
 Matrix = NDArray[np.float64]
-Ids = Sequence[str] | Sequence[int] | NDArray[Any] | None
 KINDS = ("uniform", "asymmetric", "transition")
 
 
@@ -80,7 +79,7 @@ def inject_label_noise(
     (3, True, [0.7, 0.15, 0.15])
     """
     clean = _checked_labels(labels, num_classes)
-    count = _count(ratio, len(clean))
+    count = changed_count(ratio, len(clean))
     rates = _flip_rates(kind, num_classes, class_map, transition)
     sample_weights = rates.sum(axis=1)[clean]
     if count > (eligible := int(np.count_nonzero(sample_weights))):
@@ -88,7 +87,7 @@ def inject_label_noise(
             f"Expected at most {eligible} of {len(clean)} labels to change, all whose class {kind!r} noise can change, "
             f"got ratio {ratio}, {count} labels; lower the ratio or let more classes change."
         )
-    selection, target = _hash_ids(ids, len(clean), seed, "label")
+    selection, target = hash_ids(ids, len(clean), seed, "label")
     with np.errstate(divide="ignore"):
         waiting_time = -np.log(_uniform(selection)) / sample_weights
     chosen = np.lexsort((target, waiting_time))[:count]
@@ -115,10 +114,10 @@ def inject_caption_noise(
     (2, True)
     """
     clean = _checked_captions(captions)
-    count = _count(ratio, len(clean))
-    selection, place = _hash_ids(ids, len(clean), seed, "caption")
+    count = changed_count(ratio, len(clean))
+    selection, place = hash_ids(ids, len(clean), seed, "caption")
     ranked = np.lexsort((place, selection))
-    chosen = ranked[_nested_prefix(clean[ranked].tolist(), count)]
+    chosen = ranked[nested_prefix(clean[ranked].tolist(), count)]
     order = chosen[np.argsort(place[chosen])]
     groups: dict[str, int] = {}
     group_of = [groups.setdefault(text, len(groups)) for text in clean[order]]
@@ -150,12 +149,6 @@ def _checked_captions(captions: Sequence[str] | NDArray[Any]) -> NDArray[np.obje
         if not isinstance(caption, str):
             raise InvalidInputError(f"Expected captions to be texts, got {caption!r} at {place}; drop or fill it.")
     return clean
-
-
-def _count(ratio: float, num_samples: int) -> int:
-    if not isinstance(ratio, Real) or not 0 <= ratio <= 1:
-        raise InvalidInputError(f"Expected ratio to be a fraction from 0 to 1, got {ratio!r}; 10 % is 0.1.")
-    return math.floor(ratio * num_samples + 0.5)
 
 
 def _flip_rates(kind: str, num_classes: int, class_map: ClassMap, transition: ArrayLike | None) -> Matrix:
@@ -199,30 +192,6 @@ def _matrix_rates(num_classes: int, transition: ArrayLike | None) -> Matrix:
     return matrix
 
 
-def _hash_ids(ids: Ids, num_samples: int, seed: int, purpose: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return two independent random 64-bit words for each id, (N,) and (N,)."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise InvalidInputError(f"Expected seed to be an integer, got {seed!r}.")
-    texts = [str(position) for position in range(num_samples)] if ids is None else _checked_ids(ids, num_samples)
-    # A key of the seed's own digest: any size of seed fits, and labels and captions draw independently.
-    key = hashlib.blake2b(f"{purpose} {int(seed)}".encode()).digest()
-    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
-    digests = b"".join(hashlib.blake2b(content, key=key, digest_size=16).digest() for content in encoded)
-    words = np.frombuffer(digests, dtype="<u8").reshape(num_samples, 2)
-    return words[:, 0], words[:, 1]
-
-
-def _checked_ids(ids: Ids, num_samples: int) -> list[str]:
-    array = np.array(ids, dtype=object)
-    if array.shape != (num_samples,) or not all(isinstance(given, str | Integral) for given in array):
-        raise InvalidInputError(f"Expected {num_samples} ids, texts or integers, got shape {array.shape}: {ids!r:.60}.")
-    texts = [str(given) for given in array]
-    repeated, times = Counter(texts).most_common(1)[0]
-    if times > 1:
-        raise InvalidInputError(f"Expected unique ids, got {repeated!r} {times} times; make ids unique.")
-    return texts
-
-
 def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Map 64-bit words to the open interval (0, 1): 52 bits and a half, which no rounding takes to 0 or 1."""
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
@@ -260,41 +229,3 @@ def _expected_transition(rates: Matrix, class_counts: NDArray[np.int64], count: 
             )  # fmt: skip
         flipped = -np.expm1(-time * weights)
     return rates / np.where(weights > 0, weights, 1)[:, None] * flipped[:, None] + np.diag(1 - flipped)
-
-
-def _nested_prefix(texts: list[str], count: int) -> list[int]:
-    """Choose `count` positions, the first ones where possible, none of whose texts fills more than half of them.
-
-    Adding one by one keeps the choice nested in `count`; two at once where only two texts are left to add, because an
-    odd number of samples cannot exchange two texts. It fails only where no choice of that size exists.
-    """
-    chosen: list[int] = []
-    uses: Counter[str] = Counter()
-    postponed: defaultdict[str, deque[int]] = defaultdict(deque)
-    upcoming = iter(range(len(texts)))
-
-    def add_one(limit: int) -> bool:
-        ready = [queue[0] for text, queue in postponed.items() if queue and uses[text] < limit]
-        if ready:
-            position = postponed[texts[min(ready)]].popleft()
-        else:
-            for position in upcoming:
-                if uses[texts[position]] < limit:
-                    break
-                postponed[texts[position]].append(position)
-            else:
-                return False
-        chosen.append(position)
-        uses[texts[position]] += 1
-        return True
-
-    while (size := len(chosen)) < count:
-        if size and add_one((size + 1) // 2):
-            continue
-        if size + 1 == count or not add_one(size // 2 + 1) or not add_one(size // 2 + 1):
-            text, times = Counter(texts).most_common(1)[0]
-            raise InvalidInputError(
-                f"Expected {count} of {len(texts)} captions to exchange texts, at least two and no text in more than "
-                f"half of them, got {text!r:.60} {times} times; change the ratio or drop repeated captions."
-            )
-    return chosen

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 # A module may import only modules of an earlier line.
 LAYERS = (
     "_version errors _kernel_output _kernel_parent",
-    "files _yaml _fingerprint noise _workspace _feature_rows intervals _claim_tests",
-    "best_ratio",
+    "files _tar _yaml _fingerprint _noise_draws _workspace _feature_rows intervals _claim_tests",
+    "best_ratio noise",
     "class_similarity _image_files",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
     "_accumulator _logistic_path",
@@ -28,6 +28,8 @@ LAYERS = (
     "data_arrays",
     "data_tables data_folders joined_tasks _head_training _clip",
     "data_shards data_hub data_imagenet data_torchvision",
+    "_caption_plan",
+    "caption_shards",
     "dataset_names",
     "datasets _head_fitting",
     "heads exact_probe",
@@ -82,10 +84,10 @@ LAYERS = (
     "widget_spectra widget_comparison widget_noise widget_playground widget_monitor",
     "widgets",
 )
-ARRAYS_ONLY = ("noise", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows", "regularizers",
-               "_workspace")  # fmt: skip
+ARRAYS_ONLY = ("noise", "_noise_draws", "spectrum", "_subset_spectra", "_accumulator", "_gram", "_qr", "_feature_rows",
+               "regularizers", "_workspace")  # fmt: skip
 CONDA_NAMES = {"torch": "pytorch", "open_clip_torch": "open-clip-torch", "playwright": "playwright-python",
-               "kaleido": "python-kaleido"}  # fmt: skip
+               "kaleido": "python-kaleido", "duckdb": "python-duckdb"}  # fmt: skip
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -1,0 +1,84 @@
+"""Which samples noise takes: decided by keyed hashes of their ids, whatever their order and whatever else there is."""
+
+import hashlib
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nml_kit.errors import InvalidInputError
+
+Ids = Sequence[str] | Sequence[int] | NDArray[Any] | None
+
+
+def changed_count(ratio: float, num_samples: int) -> int:
+    """How many of N samples a ratio (fraction) changes, ⌊ratio · N + ½⌋; InvalidInputError unless it is in 0–1."""
+    if not isinstance(ratio, Real) or not 0 <= ratio <= 1:
+        raise InvalidInputError(f"Expected ratio to be a fraction from 0 to 1, got {ratio!r}; 10 % is 0.1.")
+    return math.floor(ratio * num_samples + 0.5)
+
+
+def hash_ids(ids: Ids, num_samples: int, seed: int, purpose: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return two independent random 64-bit words for each id, (N,) and (N,)."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise InvalidInputError(f"Expected seed to be an integer, got {seed!r}.")
+    texts = [str(position) for position in range(num_samples)] if ids is None else _checked_ids(ids, num_samples)
+    # A key of the seed's own digest: any size of seed fits, and labels and captions draw independently.
+    key = hashlib.blake2b(f"{purpose} {int(seed)}".encode()).digest()
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join(hashlib.blake2b(content, key=key, digest_size=16).digest() for content in encoded)
+    words = np.frombuffer(digests, dtype="<u8").reshape(num_samples, 2)
+    return words[:, 0], words[:, 1]
+
+
+def _checked_ids(ids: Ids, num_samples: int) -> list[str]:
+    array = np.array(ids, dtype=object)
+    if array.shape != (num_samples,) or not all(isinstance(given, str | Integral) for given in array):
+        raise InvalidInputError(f"Expected {num_samples} ids, texts or integers, got shape {array.shape}: {ids!r:.60}.")
+    texts = [str(given) for given in array]
+    repeated, times = Counter(texts).most_common(1)[0]
+    if times > 1:
+        raise InvalidInputError(f"Expected unique ids, got {repeated!r} {times} times; make ids unique.")
+    return texts
+
+
+def nested_prefix(texts: list[str], count: int) -> list[int]:
+    """Choose `count` positions, the first ones where possible, none of whose texts fills more than half of them.
+
+    Adding one by one keeps the choice nested in `count`; two at once where only two texts are left to add, because an
+    odd number of samples cannot exchange two texts. It fails only where no choice of that size exists.
+    """
+    chosen: list[int] = []
+    uses: Counter[str] = Counter()
+    postponed: defaultdict[str, deque[int]] = defaultdict(deque)
+    upcoming = iter(range(len(texts)))
+
+    def add_one(limit: int) -> bool:
+        ready = [queue[0] for text, queue in postponed.items() if queue and uses[text] < limit]
+        if ready:
+            position = postponed[texts[min(ready)]].popleft()
+        else:
+            for position in upcoming:
+                if uses[texts[position]] < limit:
+                    break
+                postponed[texts[position]].append(position)
+            else:
+                return False
+        chosen.append(position)
+        uses[texts[position]] += 1
+        return True
+
+    while (size := len(chosen)) < count:
+        if size and add_one((size + 1) // 2):
+            continue
+        if size + 1 == count or not add_one(size // 2 + 1) or not add_one(size // 2 + 1):
+            text, times = Counter(texts).most_common(1)[0]
+            raise InvalidInputError(
+                f"Expected {count} of {len(texts)} captions to exchange texts, at least two and no text in more than "
+                f"half of them, got {text!r:.60} {times} times; change the ratio or drop repeated captions."
+            )
+    return chosen
