@@ -14,6 +14,7 @@ from nml_kit.tasks import Task, make_task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+_SPLIT_NAMES = (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES)
 
 
 def official_splits(names: Sequence[str]) -> dict[str, str]:
@@ -43,11 +44,15 @@ def read_class_folders(
 
     Classes are the folders' names, sorted (by `class_key`), without those to `skip`; ids are the paths below `root`.
     Splits are those of `official_splits`; without such folders a quarter is set apart for test by a hash of the ids.
+    A test folder without class folders, as ImageNet has, is left out if val has them.
     Files are read when asked for. Raises DataFileError if a folder is missing or holds no images.
     """
     root = Path(root)
     found = [path.name for path in _subfolders(root)]
-    splits = {split: use for split, use in official_splits(found).items() if any(_subfolders(root / split))}
+    splits = official_splits([split for split in found if split in _SPLIT_NAMES and any(_subfolders(root / split))])
+    flat = [split for split in found if split in _SPLIT_NAMES and split not in splits]
+    if flat and splits and "test" not in splits.values():  # as ImageNet's validation images come
+        _class_folders(root / flat[-1], skip)
     folders = {split: _class_folders(root / split, skip) for split in splits} or {"": _class_folders(root, skip)}
     classes = sorted({name for names in folders.values() for name in names}, key=class_key)
     number_of = {class_name: number for number, class_name in enumerate(classes)}
@@ -146,7 +151,10 @@ def _subfolders(root: Path) -> list[Path]:
 def _class_folders(root: Path, skip: Sequence[str]) -> list[str]:
     names = [path.name for path in _subfolders(root) if path.name not in skip]
     if not names:
-        raise DataFileError(f"{root}: expected one folder of images for each class, got none; check the path.")
+        raise DataFileError(
+            f"{root}: expected one folder of images for each class, got none; sort the images into folders, or check "
+            "the path (shards are given by a pattern as 'in-{000..005}.tar')."
+        )
     return names
 
 

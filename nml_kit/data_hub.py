@@ -72,7 +72,8 @@ def read_hub(
     two columns, as GLUE's pairs, are joined by PAIR_SEPARATOR, a line break. `label`: default "label", "labels", or the
     one `ClassLabel` column. `splits` says which of its splits are "train" and "test"; default: `official_splits` of the
     first part of their names (validation_matched is a validation split). Rows whose label is hidden (−1 or none) are
-    left out, and splits that have only such; what is "test" is decided after that. A column `domain` is kept.
+    left out, and splits that have only such; what is "test" is decided after that. Columns `domain`, and
+    `caption` of images, are kept.
     Raises MissingDependencyError without `datasets`, DataFileError if it cannot be read, InvalidInputError if the
     columns are not clear.
     """
@@ -157,7 +158,7 @@ def _assembled(
     try:
         rows = datasets.concatenate_datasets(list(parts.values()))
         image_data = _lazy_images(rows, columns)
-        captions = None if image_data is not None else _joined_texts(rows, columns)
+        captions = _captions(rows) if image_data is not None else _joined_texts(rows, columns)
         labels, found_names = classes_of(rows[label][:])
     except NMLError:
         raise
@@ -199,6 +200,10 @@ def _lazy_images(rows: Any, columns: Sequence[str]) -> LazyImages | None:
         return None
     encoded = rows.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
     return LazyImages(_HubImages(encoded, columns[0]), np.arange(len(rows)))
+
+
+def _captions(rows: Any) -> NDArray[np.object_] | None:
+    return _texts(rows["caption"][:]) if "caption" in rows.features else None
 
 
 def _joined_texts(rows: Any, columns: Sequence[str]) -> NDArray[np.object_]:

@@ -32,7 +32,8 @@ def imagenet_classes(root: Path) -> list[str]:
 def read_imagenet_variant(root: Path, folder: Path, name: str, *, numbered: bool = False) -> Task:
     """A test set in class folders with ImageNet's labels: named by WordNet ids, or `numbered` 0 to 999 (V2).
 
-    All samples are "test"; `class_names` are those of ImageNet, also where the set has some of the classes only (R, A).
+    All samples are "test"; `class_names` are those of ImageNet, also where the set has some of the classes only (R, A;
+    published accuracies on those choose among their 200 classes alone).
     Raises DataFileError for a folder that is no class of ImageNet.
     """
     classes = imagenet_classes(root)

@@ -141,6 +141,7 @@ _SAME = ("different", "same")  # one pair of names for MRPC and QQP, each the ot
 _ENTAILED = ("entailment", "not_entailment")
 _THREE = ("entailment", "neutral", "contradiction")
 
+# GLUE, and what GLUE-X tests on as far as the hub has it ready; for the rest of GLUE-X give the path of a table.
 TEXT_SETS = (
     _text_set("glue:sst2", "text ID", "nyu-mll/glue:sst2", ("sentence",), _SENTIMENT, _HELD_OUT, _GLUE),
     _text_set("glue:cola", "text ID", "nyu-mll/glue:cola", ("sentence",), ("unacceptable", "acceptable"),

@@ -9,7 +9,7 @@ from nml_kit.data_hub import is_saved_to_disk, read_hub
 from nml_kit.data_shards import read_shards
 from nml_kit.data_tables import TABLE_SUFFIXES, read_parquet_task, read_table_task
 from nml_kit.dataset_names import KNOWN_SETS, KnownSet, datasets_dir, is_known, is_present, read_known
-from nml_kit.errors import unknown_name
+from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.joined_tasks import join_tasks
 from nml_kit.tasks import Task
 
@@ -48,8 +48,8 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
     Several, joined by "+" as "imagenet+imagenet-r", are one task with a domain each (`join_tasks`).
     Files of images are read when their pixels are asked for. For a shipped task `root` replaces the directory of the
     shipped data.
-    Raises UnknownNameError for an unregistered name, DataFileError if a file is missing, cut short or has other
-    columns than it should.
+    Raises UnknownNameError for an unregistered name, InvalidInputError for another kind of file, DataFileError if a
+    file is missing, cut short or has other columns than it should.
 
     >>> digits = load_task("digits")
     >>> digits.images.shape, digits.num_classes
@@ -72,6 +72,12 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
         if is_saved_to_disk(path):
             return read_hub(path)
         return read_listed_domains(path) if has_listed_domains(path) else read_class_folders(path)
+    if path.is_file():
+        raise InvalidInputError(
+            f"Expected a file that ends in {', '.join(TABLE_SUFFIXES)} or .tar, or a folder, got {path}."
+        )
+    if len(path.parts) > 1:
+        raise DataFileError(f"Expected a data set at {path.absolute()}, but nothing is there; check the path.")
     raise unknown_name("data set", name, [*SHIPPED_TASKS, *KNOWN_SETS])
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
+from nml_kit.backbones import load_backbone
 from nml_kit.datasets import load_task
-from nml_kit.errors import DataFileError, UnknownNameError
+from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.features import extract_features, is_extracted
+from nml_kit.store import Store
 from nml_kit.tasks import Task
 from tests.pictures import pixels, write_class_folders, write_picture
 
@@ -160,6 +163,32 @@ def test_a_missing_split_file_a_wrong_line_and_a_label_of_two_classes_are_named(
             load_task(tmp_path)
 
 
-def test_a_path_that_is_none_is_an_unknown_name(tmp_path):
-    with pytest.raises(UnknownNameError, match="Unknown data set"):
+def test_paths_of_nothing_and_of_other_files_are_refused(tmp_path):
+    with pytest.raises(DataFileError, match=r"Expected a data set at .*nowhere, but nothing is there"):
         load_task(tmp_path / "nowhere")
+    (tmp_path / "x.zip").touch()
+    with pytest.raises(InvalidInputError, match=r"ends in \.parquet, \.csv, \.tsv or \.tar, or a folder, got .*x\.zip"):
+        load_task(tmp_path / "x.zip")
+
+
+def test_a_split_without_class_folders_is_not_left_out(folder):
+    """As the validation images of ImageNet come."""
+    for file in (folder / "val").rglob("*.png"):
+        file.rename(folder / "val" / f"{file.parent.name}-{file.name}")
+    for name in ("cat", "dog"):
+        (folder / "val" / name).rmdir()
+    with pytest.raises(DataFileError, match=r"pets/val: expected one folder of images for each class, got none; sort"):
+        load_task(folder)
+
+
+def test_moving_files_keeps_stored_features_and_a_changed_byte_does_not(folder, store):
+    """The task is found again by what it holds, so nothing is extracted twice, and nothing stale is taken."""
+    backbone = load_backbone("compact-resnet")
+    task = load_task(folder)
+    features = extract_features(task, backbone, store=store, progress=False)
+    expected = extract_features(in_memory(task), backbone, store=Store(store.root / "other"), progress=False)
+    np.testing.assert_array_equal(features.values, expected.values)
+    shutil.move(folder, folder.with_name("moved"))
+    assert is_extracted(load_task(folder.with_name("moved")), backbone, store=store)
+    write_picture(folder.with_name("moved") / "val" / "cat" / "0.png", 99)
+    assert not is_extracted(load_task(folder.with_name("moved")), backbone, store=store)
