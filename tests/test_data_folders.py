@@ -181,6 +181,13 @@ def test_a_split_without_class_folders_is_not_left_out(folder):
         load_task(folder)
 
 
+def test_a_flat_folder_of_unlabelled_test_images_is_left_out(folder):
+    """As those of ImageNet come."""
+    write_picture(folder / "test" / "0.png", 7)
+    task = load_task(folder)
+    assert {one.split("/")[0] for one in task.ids[task.splits == "test"]} == {"val"}
+
+
 def test_moving_files_keeps_stored_features_and_a_changed_byte_does_not(folder, store):
     """The task is found again by what it holds, so nothing is extracted twice, and nothing stale is taken."""
     backbone = load_backbone("compact-resnet")

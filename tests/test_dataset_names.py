@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torchvision
 from scipy.io import savemat
+from typer.testing import CliRunner
 
+from nml_kit.cli import app
 from nml_kit.dataset_names import DOMAINS, IMAGE_SETS, KNOWN_SETS, datasets_dir
 from nml_kit.datasets import dataset_rows, load_task
 from nml_kit.errors import DataFileError, MissingDependencyError, UnknownNameError
@@ -262,4 +264,8 @@ def test_the_list_says_what_is_here(tmp_path, monkeypatch):
     assert {name for name, row in rows.items() if row["present"] and row["use"] != "shipped"} == {"resisc45"}
     assert sum(row["use"] == "ID" for row in rows.values()) == 14
     assert rows["digits"]["present"]
+    told = CliRunner().invoke(app, ["datasets", "--json"])
+    assert json.loads(told.stdout) == list(rows.values())
+    table = CliRunner().invoke(app, ["datasets", "--root", str(tmp_path / "none")]).stdout
+    assert all(name in table for name in ("resisc45", "glue:mnli", "CC BY-SA 4.0", "text OOD"))
     assert all(row["licence"] and row["citation"] and row["splits"] and row["classes"] >= 2 for row in rows.values())
