@@ -1,11 +1,12 @@
 """Images that stay encoded, in files or parts of files, until their pixels are asked for."""
 
+import hashlib
 import io
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,23 @@ _IMAGE_ERRORS = (OSError, TypeError, ValueError, SyntaxError, LookupError, Arith
                  NotImplementedError, MemoryError, Image.DecompressionBombError)  # fmt: skip
 
 
+class Stamp(NamedTuple):
+    """Tells files that were written to from files that were not: their paths, sizes and times, and the last change."""
+
+    digest: str
+    changed: int  # in nanoseconds since 1970
+
+
 class ImageSource(Protocol):
-    """Where images lie: each has a number, its content, the size of that in bytes, and a place to name in errors."""
+    """Where images lie: each has a number, its content, the size of that in bytes, and a place to name in errors.
+
+    A stamp is None where there is no way to tell whether content changed but to read it.
+    """
 
     def read(self, number: int) -> bytes | NDArray[np.uint8]: ...
     def size(self, number: int) -> int: ...
     def place(self, number: int) -> str: ...
+    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +69,10 @@ class LazyImages:
         """Where the image of a row lies, for messages."""
         return self.source.place(int(self.numbers[row]))
 
+    def stamp(self) -> Stamp | None:
+        """That of the files of all images."""
+        return self.source.stamp(self.numbers)
+
     def digest(self) -> str:
         """What `plain` gives for an array of the same bytes, read one after the other."""
         numbers = self.numbers.tolist()
@@ -88,6 +104,10 @@ class WholeFiles:
         """Its path."""
         return self.paths[number]
 
+    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
+        """That of the files."""
+        return stamp_files([self.paths[number] for number in numbers.tolist()])
+
 
 @dataclass(frozen=True, eq=False)
 class FileParts:
@@ -113,6 +133,25 @@ class FileParts:
     def place(self, number: int) -> str:
         """The file and the byte where it starts."""
         return f"{self.paths[self.path_of[number]]}, byte {self.offsets[number]}"
+
+    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
+        """That of the files, with the places in them."""
+        return stamp_files(self.paths, self.path_of[numbers], self.offsets[numbers], self.sizes[numbers])
+
+
+def stamp_files(paths: Sequence[str], *places: NDArray[np.int64]) -> Stamp | None:
+    """The stamp of files and of places in them; None if one is not there."""
+    digest, changed = hashlib.sha256(), 0
+    try:
+        for path in paths:
+            found = Path(path).stat()
+            changed = max(changed, found.st_ctime_ns, found.st_mtime_ns)
+            digest.update(f"{path}\0{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
+    except OSError:
+        return None
+    for numbers in places:
+        digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
+    return Stamp(digest.hexdigest(), changed)
 
 
 def image_files(paths: Sequence[str | Path]) -> LazyImages:

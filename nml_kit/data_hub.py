@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nml_kit._image_files import LazyImages
+from nml_kit._image_files import LazyImages, Stamp
 from nml_kit.data_folders import official_splits
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
 from nml_kit.tasks import Task, classes_of, make_task
@@ -38,6 +38,10 @@ class _HubImages:
     def size(self, number: int) -> int:
         """Its size."""
         return len(self.read(number))
+
+    def stamp(self, _: NDArray[np.int64]) -> Stamp | None:
+        """None: which rows its files hold is the business of `datasets`."""
+        return None
 
     def place(self, number: int) -> str:
         """The row, for messages."""
@@ -69,11 +73,12 @@ def read_hub(
     """A Task from a data set of the hub ("owner/name"), or a local directory (of `save_to_disk`, or of data files).
 
     `inputs`: the column of images, or of texts; default: the one `Image` column, else all columns of text. Texts of
-    two columns, as GLUE's pairs, are joined by PAIR_SEPARATOR, a line break. `label`: default "label", "labels", or the
-    one `ClassLabel` column. `splits` says which of its splits are "train" and "test"; default: `official_splits` of the
-    first part of their names (validation_matched is a validation split). Rows whose label is hidden (−1 or none) are
-    left out, and splits that have only such; what is "test" is decided after that. Columns `domain`, and
-    `caption` of images, are kept.
+    two columns, as GLUE's pairs, are joined by PAIR_SEPARATOR, a line break. Columns `domain`, and `caption` of images,
+    are kept. `label`: default "label", "labels", or the one `ClassLabel` column; `class_names` are what its classes are
+    called here; the same names in another order number them anew.
+    `splits` says which of its splits are "train" and "test"; default: `official_splits` of the first part of their
+    names (validation_matched is a validation split). Rows whose label is hidden (−1 or none) are left out, and splits
+    that have only such; what is "test" is decided after that.
     Raises MissingDependencyError without `datasets`, DataFileError if it cannot be read, InvalidInputError if the
     columns are not clear.
     """
@@ -166,12 +171,17 @@ def _assembled(
         raise DataFileError(f"{name}: expected columns of images or texts, and of labels, got {error}.") from error
     counts = [len(part) for part in parts.values()]
     written = getattr(first.features[label], "names", None)
+    found_names = written or found_names
+    if class_names and sorted(class_names) == sorted(found_names):  # the same in another order
+        labels = np.array([list(class_names).index(found) for found in found_names])[labels]
+    elif class_names and (len(found_names) > len(class_names) or (written and len(written) < len(class_names))):
+        raise DataFileError(f"{name}: expected the classes {', '.join(class_names)}, got {', '.join(found_names)}.")
     use = np.repeat(list(uses.values()), counts)
     return make_task(
         name,
         ids=np.array([f"{split}/{row:09d}" for split, part in parts.items() for row in range(len(part))]),
         labels=labels,
-        class_names=class_names or written or found_names,
+        class_names=class_names or found_names,
         captions=captions,
         domains=_texts(rows["domain"][:]) if "domain" in rows.features else None,
         splits=use if all(uses.values()) else None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nml_kit._image_files import LazyImages, image_files
+from nml_kit._image_files import LazyImages, Stamp, image_files, stamp_files
 from nml_kit.data_folders import read_class_folders
 from nml_kit.errors import DataFileError, MissingDependencyError
 from nml_kit.tasks import Task, make_task
@@ -90,6 +90,9 @@ class _H5Images:
 
     def size(self, number: int) -> int:
         return self.read(number).nbytes
+
+    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
+        return stamp_files(self.paths, self.path_of[numbers], self.row_of[numbers])
 
     def place(self, number: int) -> str:
         return f"{self.paths[self.path_of[number]]}, row {self.row_of[number]}"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nml_kit._image_files import LazyImages
+from nml_kit._image_files import LazyImages, Stamp
 from nml_kit.errors import InvalidInputError
+from nml_kit.store import fingerprint
 from nml_kit.tasks import Task
 
 
@@ -28,6 +29,15 @@ class _Joined:
         if isinstance(part, LazyImages):
             return part.source.size(int(part.numbers[row]))
         return part[row].nbytes if part.dtype != object else len(part[row])
+
+    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
+        stamps = [part.stamp() if isinstance(part, LazyImages) else None for part in self.parts]
+        known = [stamp for stamp in stamps if stamp is not None]
+        if len(known) < len(stamps):
+            return None
+        places = {"rows": self.row_of[numbers], "parts": self.part_of[numbers]}
+        digest = fingerprint({"stamps": [stamp.digest for stamp in known], **places})
+        return Stamp(digest, max(stamp.changed for stamp in known))
 
     def place(self, number: int) -> str:
         part, row = self.parts[self.part_of[number]], int(self.row_of[number])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nml_kit._digests import digest_of
 from nml_kit._image_files import LazyImages, decode_images
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.store import fingerprint
@@ -80,10 +81,10 @@ class Task:
     def fingerprint(self) -> str:
         """Hash of the ids and the inputs (image data, or captions of a text task); labels are not part of it.
 
-        Files count by their bytes, all of which are read, never by their paths or times.
+        Files count by their bytes, never by their paths or times; all are read, but not again until one is written to.
         """
         inputs = self.captions if self.image_data is None else self.image_data
-        content = inputs.digest() if isinstance(inputs, LazyImages) else inputs
+        content = digest_of(inputs) if isinstance(inputs, LazyImages) else inputs
         return fingerprint({"ids": self.ids, "inputs": content})
 
     def inputs(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -30,11 +31,12 @@ def pictures(numbers) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def sentences(first, second, labels, *, columns=("sentence1", "sentence2")) -> Dataset:
-    names = ["not_entailment", "entailment"]
-    features = Features(
-        {name: Value("string") for name in columns} | {"label": ClassLabel(names=names), "idx": Value("int32")}
-    )
+ENTAILED = ("not_entailment", "entailment")
+
+
+def sentences(first, second, labels, *, columns=("sentence1", "sentence2"), names=ENTAILED) -> Dataset:
+    kinds = {name: Value("string") for name in columns}
+    features = Features(kinds | {"label": ClassLabel(names=list(names)), "idx": Value("int32")})
     rows = {columns[0]: first, columns[1]: second, "label": labels, "idx": list(range(len(first)))}
     return Dataset.from_dict(rows, features=features)
 
@@ -70,15 +72,21 @@ def test_pairs_as_in_glue_whose_test_labels_are_hidden(tmp_path):
     named = load_task("glue:rte", root=tmp_path)
     assert named.class_names == ("entailment", "not_entailment")
     assert named.fingerprint == task.fingerprint
+    assert task.class_names == ("not_entailment", "entailment")  # what was written had another order
+    assert task.labels.tolist() == [1, 0, 1]
+    assert named.labels.tolist() == [0, 1, 0]
+    with pytest.raises(DataFileError, match="expected the classes x, y, z, got not_entailment, entailment"):
+        read_hub(tmp_path / "glue" / "rte", class_names=("x", "y", "z"))
 
 
 def test_matched_and_mismatched_parts_have_names_of_their_own(tmp_path):
     columns = ("premise", "hypothesis")
+    mnli = partial(sentences, columns=columns, names=("entailment", "neutral", "contradiction"))
     parts = {
-        "train": sentences(["a", "b"], ["c", "d"], [1, 0], columns=columns),
-        "validation_matched": sentences(["e"], ["f"], [0], columns=columns),
-        "validation_mismatched": sentences(["g"], ["h"], [1], columns=columns),
-        "test_matched": sentences(["i"], ["j"], [-1], columns=columns),
+        "train": mnli(["a", "b"], ["c", "d"], [1, 2]),
+        "validation_matched": mnli(["e"], ["f"], [0]),
+        "validation_mismatched": mnli(["g"], ["h"], [1]),
+        "test_matched": mnli(["i"], ["j"], [-1]),
     }
     DatasetDict(parts).save_to_disk(tmp_path / "glue" / "mnli")
     DatasetDict(parts).save_to_disk(tmp_path / "glue" / "mnli-mismatched")

@@ -21,7 +21,7 @@ LAYERS = (
     "best_ratio noise",
     "class_similarity _image_files",
     "store _head_inputs regularizers _head_layers _gram _qr _logistic_newton",
-    "_accumulator _logistic_path",
+    "_accumulator _logistic_path _digests",
     "_subset_spectra",
     "spectrum spectrum_families",
     "records tasks networks _head_optimizer recipes _batch_statistics",
