@@ -97,7 +97,7 @@ class WholeFiles:
         """Its size."""
         try:
             return Path(self.paths[number]).stat().st_size
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unreadable(self.paths[number], error) from error
 
     def place(self, number: int) -> str:
@@ -147,7 +147,7 @@ def stamp_files(paths: Sequence[str], *places: NDArray[np.int64]) -> Stamp | Non
             found = Path(path).stat()
             changed = max(changed, found.st_ctime_ns, found.st_mtime_ns)
             digest.update(f"{path}\0{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
-    except OSError:
+    except (OSError, ValueError):
         return None
     for numbers in places:
         digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
@@ -195,9 +195,9 @@ def _read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
         with Path(path).open("rb") as file:
             file.seek(offset)
             return file.read(size)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: str, error: OSError) -> DataFileError:
+def _unreadable(path: str, error: Exception) -> DataFileError:
     return DataFileError(f"Expected an image in {path}, got {error}; restore it, or load the task anew.")

@@ -32,7 +32,7 @@ class _HubImages:
         image = self.rows[number][self.column]
         try:
             return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        except (OSError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataFileError(f"{self.place(number)}: expected an image, got {error}; load the data anew.") from error
 
     def size(self, number: int) -> int:

@@ -142,18 +142,19 @@ def _members(path: Path) -> Iterator[_Member]:
 def _note(content: bytes, member: _Member, path: Path) -> Any:
     """What a member beside an image says: a caption, a label, or a JSON object."""
     try:
-        text = content.decode()
-        if member.suffix == "json":
-            found = json.loads(text)
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
-            return found
+        text = content.decode().strip()
+        if member.suffix == "cls":
+            return int(text) if text.isdecimal() else text
+        if member.suffix == "txt":
+            return text
+        found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found.get("caption", ""), str | None):
+            raise ValueError("no JSON object, or a caption that is no text")
+        return found
     except (ValueError, RecursionError) as error:
         raise DataFileError(
             f"{path}: expected text in {member.key}.{member.suffix}, got {error}; write it anew."
         ) from error
-    text = text.strip()
-    return int(text) if member.suffix == "cls" and text.isdecimal() else text
 
 
 def _column(

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from nml_kit._image_files import LazyImages, image_files
 from nml_kit.errors import DataFileError
-from nml_kit.tasks import Task, classes_of, make_task
+from nml_kit.tasks import Task, classes_of, make_task, padded_texts
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
 REQUIRED_COLUMNS = ("label", "caption", "domain", "source", "id", "split")
 
-_MOST_CHARACTERS = 10**9  # of a column, at four bytes each
 _ARROW_ERRORS = (pa.ArrowException, RuntimeError, MemoryError)
 
 
@@ -41,21 +40,22 @@ def read_table_task(path: Path) -> Task:
             f"rename one of {', '.join(table.column_names)}."
         )
     try:
-        given = {column: _objects(table[column]) for column in ("split", "domain", "id", "caption")
+        given = {column: _objects(table[column]) for column in ("split", "domain", "caption")
                  if column in table.column_names}  # fmt: skip
         image_data, names = _images(table, path.parent) if inputs == "image" else (None, None)
         if inputs == "text":
             given["caption"] = _objects(table["text"])
         labels, class_names = classes_of(_label_values(table["label"]))
+        numbered = [f"{row:09d}" for row in range(len(labels))]
+        ids = _texts(table["id"]) if "id" in table.column_names else padded_texts(names or numbered)
     except (ValueError, TypeError, LookupError, AttributeError, *_ARROW_ERRORS) as error:
         raise DataFileError(
             f"{path}: expected texts, labels as whole numbers or texts, and images as paths or encoded bytes, but got "
             f"{error}."
         ) from error
-    numbered = [f"{row:09d}" for row in range(len(labels))]
     return make_task(
         path.stem,
-        ids=np.array(given["id"].tolist() if "id" in given else names or numbered, dtype=np.str_),
+        ids=ids,
         labels=labels,
         class_names=_written_names(table) or class_names,
         captions=given.get("caption"),
@@ -182,10 +182,7 @@ def _without_gaps(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _texts(column: pa.ChunkedArray) -> NDArray[np.str_]:
-    texts = _without_gaps(column).cast(pa.large_string()).to_pylist()
-    if (longest := max(map(len, texts), default=0)) * len(texts) > _MOST_CHARACTERS:
-        raise ValueError(f"a text of {longest:,} characters, too long for {len(texts):,} rows: numpy pads all to it")
-    return np.array(texts, dtype=np.str_)
+    return padded_texts(_without_gaps(column).cast(pa.large_string()).to_pylist())
 
 
 def _encoded_images(table: pa.Table) -> NDArray[np.object_]:

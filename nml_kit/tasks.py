@@ -16,6 +16,7 @@ from nml_kit.store import fingerprint
 
 _TEST_SHARE = 0.25
 _MOST_CLASSES = 1_000_000
+_MOST_CHARACTERS = 10**9  # of a column, at four bytes each
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +208,17 @@ def classes_of(values: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64],
     return labels.astype(np.int64), tuple(names.tolist())
 
 
+def padded_texts(texts: Sequence[str]) -> NDArray[np.str_]:
+    """Texts (N,) of at most one length; raises ValueError if one is so long that padding all to it takes gigabytes.
+
+    >>> padded_texts(["a", "bc"]).dtype
+    dtype('<U2')
+    """
+    if (longest := max(map(len, texts), default=0)) * len(texts) > _MOST_CHARACTERS:
+        raise ValueError(f"a text of {longest:,} characters, too long for {len(texts):,} rows: numpy pads all to it")
+    return np.array(texts, dtype=np.str_)
+
+
 def make_task(
     name: str,
     *,
@@ -220,8 +232,13 @@ def make_task(
 ) -> Task:
     """A Task of what a data set has: the caption of an image is else its class, the domain "all", a quarter is "test".
 
-    Raises InvalidInputError as `Task` does, and for splits other than "train" and "test".
+    Raises InvalidInputError as `Task` does, for splits other than "train" and "test", and for ids that are no Unicode
+    text, such as names of files in an encoding of old.
     """
+    try:
+        "".join(ids.tolist()).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"Task {name!r}: expected ids of Unicode text, but got {error}; rename it.") from error
     _require_length(name, "labels", labels, len(ids))  # before they are counted on
     _require_labels(name, labels, len(class_names))
     if splits is None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nml_kit import suites
 from nml_kit._yaml import parse_yaml
-from nml_kit.datasets import REQUIRED_COLUMNS, load_task
+from nml_kit.data_tables import REQUIRED_COLUMNS
+from nml_kit.datasets import load_task
 from nml_kit.errors import NMLError
 from nml_kit.noise import inject_caption_noise, inject_label_noise
 from nml_kit.profiles import load_profile, profiles_dir
