@@ -22,6 +22,7 @@ from nml_kit._vision_backbones import (
     timm_transform,
     torchvision_backbone,
 )
+from nml_kit.embedding_api import EmbeddingApi, named_api
 from nml_kit.errors import InvalidInputError, StoreError, unknown_name
 from nml_kit.networks import COMPACT_RESNET, build_network, first_width
 from nml_kit.packaged import PACKAGED_TEXT, packaged_network, packaged_sentence_encoder
@@ -32,6 +33,7 @@ BACKBONE_PATTERNS = (
     COMPACT_RESNET, f"{COMPACT_RESNET}:WIDTH (a multiple of 8)", *CLIP_PATTERNS, "nml:DIGEST", "packaged:NAME",
     "torchvision:NAME", "timm:NAME", "open_clip:NAME/TAG", "hf:NAME", "sentence-transformers:NAME",
     "file:PATH#ARCHITECTURE",
+    "https://HOST/v1/embeddings#MODEL",
 )  # fmt: skip
 PRETRAINED_KIND = "backbone"
 
@@ -52,7 +54,8 @@ def load_backbone(
     "…2", and for texts "all-minilm-l6-v2"); from a hub or its cache "torchvision:NAME" or "torchvision:NAME/WEIGHTS",
     "timm:NAME", "open_clip:NAME/TAG"; from a hub or a directory "hf:NAME" or "hf:NAME?pooling=cls" (mean, cls, last or
     pooler of the last hidden state) and "sentence-transformers:NAME"; "file:PATH#ARCHITECTURE", such as
-    "file:weights.safetensors#timm:resnet50".
+    "file:weights.safetensors#timm:resnet50". A service that embeds texts: "https://HOST/v1/embeddings#MODEL", or an
+    `EmbeddingApi`.
     Features of our contrastive models are the pooled output of the image network, before the projection; of open_clip's
     what `encode_image` returns. Each model has the transform of its own library, unless `transform` is given; `print`
     shows what was resolved.
@@ -65,6 +68,8 @@ def load_backbone(
     >>> backbone(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
     torch.Size([2, 256])
     """
+    if isinstance(source, EmbeddingApi):
+        return source.backbone()
     if not isinstance(source, str):
         return _backbone_from_callable(source, transform, fingerprint_of_weights)
     family, _, name = source.partition(":")
@@ -82,6 +87,8 @@ def load_backbone(
         return others[family](source, transform=transform)
     if family == "sentence-transformers":
         return sentence_backbone(source)
+    if family in ("http", "https"):
+        return named_api(source).backbone()
     if family == "packaged":
         return _packaged_backbone(source, transform)
     raise unknown_name("backbone", source, BACKBONE_PATTERNS)

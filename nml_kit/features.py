@@ -21,6 +21,7 @@ FEATURES_VERSION = 1
 FEATURES_KIND = "features"
 SHARD_ROWS = 2048
 BATCH_ROWS = 256
+_START_OVER = "What was extracted before is kept until `nml store prune`, after which extraction starts over."
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,37 +127,57 @@ def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
             "backbone": backbone.key}  # fmt: skip
 
 
-def _shards(task: Task, work: Path) -> dict[Path, range]:
-    """The rows that each file of a whole extraction holds."""
-    starts = range(0, len(task), SHARD_ROWS)
-    return {work / f"shard-{start:09d}.safetensors": range(start, min(start + SHARD_ROWS, len(task)))
-            for start in starts}  # fmt: skip
+def _missing(task: Task, held: list[range], size: int) -> list[range]:
+    """The rows that no file holds, in parts of at most `size`."""
+    missing, start = [], 0
+    for rows in [*held, range(len(task), len(task))]:
+        missing += [range(first, min(first + size, rows.start)) for first in range(start, rows.start, size)]
+        start = max(start, rows.stop)
+    return missing
+
+
+def _shard(work: Path, start: int) -> Path:
+    return work / f"shard-{start:09d}.safetensors"
+
+
+def _held(work: Path) -> list[range]:
+    """The rows that files hold, in order."""
+    starts = [int(path.stem.partition("-")[2]) for path in sorted(work.glob("shard-*.safetensors"))]
+    return [range(start, start + len(read_tensors(_shard(work, start))["values"])) for start in starts]
 
 
 def _extract_shards(
     task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool, processes: Processes
 ) -> None:
     """Write the shards that are missing, one a process at a time: an error in one is known to all after that one."""
-    shards = _shards(task, work)
-    missing = processes.tell([path.name for path in shards if not path.exists()])
-    with tqdm(total=len(shards), initial=len(shards) - len(missing), desc=f"features of {task.name}", unit="shard",
+    held: list[range] = processes.tell(_held(work))
+    missing = _missing(task, held, backbone.shard_rows or SHARD_ROWS)
+    width = read_tensors(_shard(work, held[0].start))["values"].shape[1] if held else None
+    with tqdm(total=len(held) + len(missing), initial=len(held), desc=f"features of {task.name}", unit="shard",
               disable=not (progress and processes.leads), leave=False) as bar:  # fmt: skip
         for first in range(0, len(missing), processes.count):
             at_once = missing[first : first + processes.count]
             with processes.agreed():
-                for name in at_once[processes.index : processes.index + 1]:
-                    values = _encode_rows(task, backbone, shards[work / name], dtype)
-                    write_tensors(work / name, {"values": values})
+                for rows in at_once[processes.index : processes.index + 1]:
+                    values = _encode_rows(task, backbone, rows, dtype, width)
+                    write_tensors(_shard(work, rows.start), {"values": values})
+                    width = values.shape[1]
             bar.update(len(at_once))
 
 
 def _merged(task: Task, work: Path) -> NDArray[np.floating]:
     """The rows of all shards, after a check that each id has one."""
-    parts, found = [], np.zeros(len(task), dtype=int)
-    for path, rows in _shards(task, work).items():
-        if path.exists():
-            parts.append(read_tensors(path)["values"])
-            found[rows.start : rows.start + len(parts[-1])] += 1
+    values, found = np.zeros((0, 0)), np.zeros(len(task), dtype=int)
+    for rows in _held(work):  # one at a time: a paid service's are many
+        part = read_tensors(_shard(work, rows.start))["values"]
+        values = values if values.size else np.zeros((len(task), part.shape[1]), part.dtype)
+        if part.shape[1] != values.shape[1]:
+            raise StoreError(
+                f"Features of {task.name!r}: expected {values.shape[1]} in each row in {work}, got {part.shape[1]} "
+                f"from {str(task.ids[rows.start])!r} on. {_START_OVER}"
+            )
+        values[rows.start : rows.stop] = part
+        found[rows.start : rows.stop] += 1
     wrong = np.flatnonzero(found != 1)
     if len(wrong):
         raise StoreError(
@@ -164,12 +185,21 @@ def _merged(task: Task, work: Path) -> NDArray[np.floating]:
             f"{found[wrong[0]]} for {str(task.ids[wrong[0]])!r} ({len(wrong)} ids are wrong); all processes must share "
             "the store. Run `nml store prune`, then again."
         )
-    return np.concatenate(parts)
+    return values
 
 
-def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str) -> NDArray[np.floating]:
-    starts = range(rows.start, rows.stop, BATCH_ROWS)
-    batches = [backbone(task.inputs(slice(start, min(start + BATCH_ROWS, rows.stop)))).numpy() for start in starts]
+def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str, width: int | None) -> NDArray[np.floating]:
+    """Features (n, `width`) of some rows; None is any width, the same for all."""
+    batches: list[NDArray[np.floating]] = []
+    for start in range(rows.start, rows.stop, BATCH_ROWS):
+        batches.append(backbone(task.inputs(slice(start, min(start + BATCH_ROWS, rows.stop)))).numpy())
+        width = width or batches[-1].shape[1]
+        if batches[-1].shape[1] != width:
+            raise InvalidInputError(
+                f"Backbone {backbone.name!r}: expected {width} features, as of the samples before, got "
+                f"{batches[-1].shape[1]} from {str(task.ids[start])!r} of {task.name!r} on; it has changed. "
+                f"{_START_OVER}"
+            )
     with np.errstate(over="ignore"):  # an overflow of float16 becomes an infinity, which is reported below
         values = np.concatenate(batches).astype(dtype)
     bad = ~np.isfinite(values).all(axis=1)

@@ -36,7 +36,7 @@ LAYERS = (
     "transforms",
     "_backbone",
     "_vision_backbones _hub_backbones",
-    "packaged _file_backbones",
+    "packaged _file_backbones embedding_api",
     "backbones",
     "_processes",
     "_sgd _pretraining _parallel frozen",
