@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -16,9 +17,9 @@ pytestmark = pytest.mark.timeout(300)
 NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
 
 
-def run_audit(directory, *options: str) -> subprocess.CompletedProcess:
+def run_audit(directory, *options: str, command: str = "audit") -> subprocess.CompletedProcess:
     environment = os.environ | {"NML_HOME": str(directory / "store")}
-    return subprocess.run([*NML, "audit", *options], cwd=directory, env=environment, capture_output=True, text=True)
+    return subprocess.run([*NML, command, *options], cwd=directory, env=environment, capture_output=True, text=True)
 
 
 def test_from_files_to_a_page_and_a_head(tmp_path):
@@ -45,6 +46,22 @@ def test_from_files_to_a_page_and_a_head(tmp_path):
     assert again.returncode == 0
     after = pd.read_parquet(run.run_dir / "samples.parquet").query("method == 'LP' and seed == 0")
     assert after["correct"].mean() < samples["correct"].mean() - 0.2
+
+
+def test_a_model_in_a_directory_is_audited_by_its_name_alone(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs nml_kit[models]")
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), tmp_path / "model")
+    name = f"timm:local-dir:{tmp_path / 'model'}"
+    parameters = {"backbone": name, "data": "digits", "seeds": "[0]", "epochs": "1"}
+    options = [word for pair in parameters.items() for word in ("-p", "=".join(pair))]
+    notebook = Path(__file__).parents[1] / "notebooks" / "audit.ipynb"
+    ran = run_audit(tmp_path, str(notebook), "--profile", "small", *options, command="run")
+    assert ran.returncode == 0, ran.stderr
+    said = NotebookRun(tmp_path / "runs" / "small" / "audit").said
+    assert "architecture: timm:test_resnet" in said
+    assert '"crop_pct": 0.95' in said
 
 
 def test_what_cannot_be_meant_exits_2(tmp_path):
