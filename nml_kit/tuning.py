@@ -6,7 +6,7 @@ those of the pre-trained one for the same samples, N samples, D features, K clas
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from nml_kit._lora import add_adapters
 from nml_kit.backbones import Backbone, fingerprint_weights
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.evaluate import fit_all
 from nml_kit.features import BATCH_ROWS, Features, extract_features
 from nml_kit.folds import Fold, in_domain_fold, samples_to_train
 from nml_kit.heads import LinearProbe
@@ -97,19 +98,20 @@ class TunedModel:
 
     def predict_proba(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Class probabilities, float64 (N, K), of uint8 images (N, H, W, 3) or texts (N,)."""
-        return self.head.predict_proba(self._encode(_parts(inputs)))
+        return self.head.predict_proba(self._encode(inputs))
 
     def predict(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """The most probable label (N,) of uint8 images (N, H, W, 3) or texts (N,)."""
-        return self.head.predict(self._encode(_parts(inputs)))
+        return self.head.predict(self._encode(inputs))
 
-    def features_of(self, task: Task, samples: Features) -> Features:
-        """The `samples` of `task` with the features Z of the tuned network in place of those they have."""
-        batches = (task.inputs(rows) for rows in _parts(_rows_of(task, samples)))
-        return replace(samples, values=self._encode(batches), fingerprint=self.backbone.fingerprint)
+    def _encode(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([self.backbone(part).numpy() for part in _parts(inputs)])
 
-    def _encode(self, batches: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
-        return np.concatenate([self.backbone(batch).numpy() for batch in batches])
+
+def with_features_of(backbone: Backbone, task: Task, samples: Features) -> Features:
+    """The `samples` of `task` with the features that `backbone` gives them now, in place of those they have."""
+    batches = [backbone(task.inputs(rows)).numpy() for rows in _parts(_rows_of(task, samples))]
+    return replace(samples, values=np.concatenate(batches), fingerprint=backbone.fingerprint)
 
 
 def fine_tune(
@@ -187,7 +189,7 @@ def tune_on(
 
 def start_of_classifier(train: Features, seed: int) -> LinearProbe:
     """The linear probe on frozen features that tuning starts from."""
-    return LinearProbe(random_state=seed).fit(train.values, train.labels)
+    return fit_all({"LP": LinearProbe(random_state=seed)}, train)["LP"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,5 +277,5 @@ def _rows_of(task: Task, samples: Features) -> NDArray[np.intp]:
     return order[np.searchsorted(task.ids, samples.ids, sorter=order)]
 
 
-def _parts(values: NDArray[Any]) -> Iterable[NDArray[Any]]:
+def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:
     return [values[start : start + BATCH_ROWS] for start in range(0, len(values), BATCH_ROWS)]

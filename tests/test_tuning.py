@@ -16,7 +16,7 @@ from nml_kit.errors import InvalidInputError, MissingDependencyError, UnknownNam
 from nml_kit.folds import Fold, in_domain_fold, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe
 from nml_kit.regularizers import nmtune_terms
-from nml_kit.tuning import Tuning, fine_tune, tuning_loss
+from nml_kit.tuning import Tuning, fine_tune, tuning_loss, with_features_of
 
 SMALL = ImageTransform(resize=32, crop=32)
 NETWORKS = ["compact-resnet:8", "clip-compact:8", "torchvision:resnet18/random", "timm:mobilenetv3_small_050/random"]
@@ -182,7 +182,7 @@ def test_a_fold_chooses_the_samples_and_their_labels(task, store):
     alone = fine_tune(kept, backbone, quick(), store=store, progress=False)
     assert all(torch.equal(value, weights_of(alone)[name]) for name, value in weights_of(model).items())
     test = samples_to_test(features, fold)
-    found = model.features_of(task, test)
+    found = with_features_of(model.backbone, task, test)
     assert (found.ids == test.ids).all()
     dark = task.select(split="test", domains=["dark"])
     np.testing.assert_array_equal(found.values, model.backbone(dark.images))
