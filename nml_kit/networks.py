@@ -137,8 +137,12 @@ def missing_models_extra(package: str) -> MissingDependencyError:
     return MissingDependencyError(f"{package} is needed for this backbone: pip install 'nml_kit[models]'.")
 
 
+class RemovedClassifier(nn.Identity):
+    """Where `remove_classifier` took the classifier away: tells that place from other identities of a network."""
+
+
 def remove_classifier(network: nn.Module) -> nn.Module:
-    """Let the network return penultimate features: timm's own way, or the last linear layer becomes the identity.
+    """Let the network return penultimate features: timm's own way, or `RemovedClassifier` as its last linear layer.
 
     Raises InvalidInputError if the network has no linear layer to remove.
     """
@@ -152,5 +156,5 @@ def remove_classifier(network: nn.Module) -> nn.Module:
             "pass a callable that returns features (batch, D) instead."
         )
     parent, _, child = linear[-1].rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
+    setattr(network.get_submodule(parent), child, RemovedClassifier())
     return network

@@ -64,7 +64,7 @@ LAYERS = (
     "plots_comparison",
     "explorer_views",
     "variants feature_files head_files plots_audit",
-    "repairs ablation runtime audit",
+    "repairs ablation runtime audit head_fusion",
     "tuning_study",
     "plots_evaluation",
     "plots_claims",
