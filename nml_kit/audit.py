@@ -63,14 +63,19 @@ def audit_features(
     there is not, or if a split is missing.
     """
     settings, store = settings or AuditSettings(), store or Store()
-    choices = [
-        Choice(features, fold, head_candidates(method, settings, seed), method, seed)
-        for fold in audit_folds(features, held_out) for seed in settings.seeds for method in HEADS
-    ]  # fmt: skip
+    choices = audit_choices(features, audit_folds(features, held_out), settings)
     found = list(zip(choices, select_heads(choices, store=store, jobs=jobs, progress=progress), strict=True))
     samples = [sample_scores(one.evaluation, seed=choice.seed) for choice, one in found]
     rows = [selection_rows(one, seed=choice.seed) for choice, one in found]
     return Audit(features, pd.concat(samples, ignore_index=True), pd.concat(rows, ignore_index=True), settings)
+
+
+def audit_choices(features: Features, folds: Sequence[Fold], settings: AuditSettings) -> list[Choice]:
+    """What `select_heads` is asked for: each of HEADS with its candidates, on each fold, for each seed."""
+    return [
+        Choice(features, fold, head_candidates(method, settings, seed), method, seed)
+        for fold in folds for seed in settings.seeds for method in HEADS
+    ]  # fmt: skip
 
 
 def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
@@ -128,12 +133,12 @@ def known_spectra(results: StudyResults, *, task: str = "icons") -> pd.DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
-def head_differences(samples: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences in accuracy between heads by protocol: protocol, contrast, mean, low, high (fractions)."""
+def head_differences(samples: pd.DataFrame, by: Sequence[str] = ("protocol",)) -> pd.DataFrame:
+    """Paired differences in accuracy between heads for each group: by…, contrast, mean, low, high (fractions)."""
     found = []
     for head, baseline in CONTRASTS:
         pair = samples[samples["method"].isin([head, baseline])]
-        differences = paired_differences(pair, "method", baseline, ["protocol"])
+        differences = paired_differences(pair, "method", baseline, list(by))
         found.append(differences.assign(contrast=f"{head} − {baseline}").drop(columns="method"))
     return pd.concat(found, ignore_index=True)
 

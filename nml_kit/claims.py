@@ -1,7 +1,7 @@
 """The paper's claims as hypotheses stated before looking: estimand, test, rule, and a verdict for each task."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,19 @@ def judge_claims(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     return table.astype(dict.fromkeys(_NUMBERS, float))
 
 
+def overall_verdict(verdicts: Sequence[str]) -> str:
+    """The verdict on a claim from those of its rows, by the rule of C7.
+
+    >>> overall_verdict(["supported", "inconclusive"]), overall_verdict(["supported", "contradicted"])
+    ('supported', 'inconclusive')
+    """
+    every = list(verdicts)
+    for one, other in ((SUPPORTED, CONTRADICTED), (CONTRADICTED, SUPPORTED)):
+        if every and 2 * every.count(one) >= len(every) and other not in every:
+            return one
+    return INCONCLUSIVE
+
+
 def verdict_counts(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Rows of each claim and objective by verdict: claim, objective, supported, contradicted, inconclusive, rows."""
     counts = verdicts.groupby(["claim", "objective", "verdict"]).size().unstack("verdict", fill_value=0)
@@ -207,14 +220,10 @@ def _contrastive(verdicts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             why = f"There are no contrastive results for {claim}."
             yield _row_without_numbers(_SUMMARY, "contrastive", contrast=claim, why=why)
             continue
-        supported, contradicted = (sum(row["verdict"] == one for row in mine) for one in (SUPPORTED, CONTRADICTED))
-        verdict = INCONCLUSIVE
-        if 2 * supported >= len(mine) and not contradicted:
-            verdict = SUPPORTED
-        elif 2 * contradicted >= len(mine) and not supported:
-            verdict = CONTRADICTED
+        every = [row["verdict"] for row in mine]
+        supported, contradicted = every.count(SUPPORTED), every.count(CONTRADICTED)
         why = f"Of {len(mine)} rows of {claim}, {supported} are supported and {contradicted} contradicted."
         yield _row_without_numbers(
-            _SUMMARY, "contrastive", contrast=claim, verdict=verdict, why=why,
+            _SUMMARY, "contrastive", contrast=claim, verdict=overall_verdict(every), why=why,
             n_seeds=min(row["n_seeds"] for row in mine), n_samples=max(row["n_samples"] for row in mine),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 from nml_kit.errors import InvalidInputError
 
 # Equal in both of a pair, but for the one that is compared.
-_PAIRS = ("task", "protocol", "method", "ratio", "objective", "fraction", "label_noise", "seed", "sample")
+_PAIRS = ("backbone", "task", "protocol", "method", "ratio", "objective", "fraction", "label_noise", "seed", "sample")
 
 
 def bootstrap_mean(
@@ -73,8 +73,8 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Accuracy of each value of column `of` minus that of `baseline`, on the same seeds and samples, with intervals.
 
-    `of` is "method" (baseline "LP"), "ratio" (baseline 0.0), "fraction" or "label_noise"; `by` are the groups. Columns:
-    by…, of, mean, low, high.
+    `of` is "method" (baseline "LP"), "ratio" (baseline 0.0), "backbone", "fraction" or "label_noise"; `by` are the
+    groups. Columns: by…, of, mean, low, high.
     Raises InvalidInputError if the baseline does not occur, or its seeds and samples are not those of the others.
     """
     pairs = [column for column in _PAIRS if column in samples and column != of]

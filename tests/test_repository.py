@@ -66,7 +66,7 @@ LAYERS = (
     "variants feature_files head_files plots_audit",
     "repairs ablation runtime audit head_fusion",
     "tuning_study",
-    "plots_evaluation",
+    "plots_evaluation practical",
     "plots_claims",
     "_page_tables parameters",
     "export _kernels summary",
