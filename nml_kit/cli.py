@@ -124,7 +124,7 @@ def audit(
     domains: Annotated[Path | None, typer.Option(help="File (N,) of the domains of train samples.")] = None,
     test_domains: Annotated[Path | None, typer.Option(help="File (N,) of those of test samples.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Or a backbone, as packaged:efficientnet-lite0,")] = None,
-    data: Annotated[str | None, typer.Option(help="and the task that its features are made of.")] = None,
+    data: Annotated[str | None, typer.Option(help="and data: a name of `nml datasets`, or a path.")] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Domains to hold out; default: each.")] = None,
     runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
 ) -> None:

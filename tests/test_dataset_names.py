@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import sys
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -269,3 +270,18 @@ def test_the_list_says_what_is_here(tmp_path, monkeypatch):
     table = CliRunner().invoke(app, ["datasets", "--root", str(tmp_path / "none")]).stdout
     assert all(name in table for name in ("resisc45", "glue:mnli", "CC BY-SA 4.0", "text OOD"))
     assert all(row["licence"] and row["citation"] and row["splits"] and row["classes"] >= 2 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "extra"),
+    [
+        ("braceexpand", "in-{0..1}.tar", "'nml_kit\\[shards]'"),
+        ("datasets", "hf:some/thing", "'nml_kit\\[hub]'"),
+        ("torchvision", "food101", "'nml_kit\\[models]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, package, source, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "food-101").mkdir()
+    with pytest.raises(MissingDependencyError, match=extra):
+        load_task(source, root=tmp_path)
