@@ -37,6 +37,7 @@ class CaptionPlan:
             str(work / "plan.duckdb"),
             config={"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 1},
         )
+        self._do("SET enable_progress_bar = false")
 
     def __enter__(self) -> "CaptionPlan":
         return self

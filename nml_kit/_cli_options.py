@@ -1,9 +1,13 @@
-"""What the options of `nml run` and `nml audit` ask for: runs, and where they are executed."""
+"""What commands share: errors and tables, and what options of `nml run` and `nml audit` ask for."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nml_kit.errors import InvalidInputError, MissingDependencyError
+import typer
+
+from nml_kit.errors import InvalidInputError, MissingDependencyError, NMLError
 
 
 def elsewhere_of(scheduler: str | None, cluster: Path | None, retries: int | None, jobs: int | None) -> Any:
@@ -79,3 +83,22 @@ def audit_plan(
     params |= {"backbone": backbone, "data": data} if backbone else {}
     params |= {"held_out": held_out} if held_out else {}
     return list(suites.plan_notebook(notebooks_dir() / "audit.ipynb", runs=runs, params=params))
+
+
+@contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """Bad input exits 2, any other error of ours 1, each with its message and no traceback; Ctrl-C exits 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    except NMLError as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from error
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table with a title."""
+    from nml_kit._console import show
+
+    show(title, columns, rows)

@@ -4,38 +4,27 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from nml_kit._cli_data import datasets, noise_app, store_app
+from nml_kit._cli_options import errors_as_messages, show_table
 from nml_kit._version import __version__
-from nml_kit.errors import InvalidInputError, NMLError
 
 app = typer.Typer(
     help="Noisy Model Learning: what label noise in pre-training does to features, and what repairs them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-store_app = typer.Typer(help="Look after the store of pre-trained backbones and features.", no_args_is_help=True)
+app.command()(datasets)
+app.add_typer(noise_app, name="noise")
 app.add_typer(store_app, name="store")
 
 ImageFormat = Literal["png", "svg", "pdf"]
 
 # Imports are inside the commands: `nml --help` answers at once.
-
-
-@contextmanager
-def _errors_as_messages() -> Iterator[None]:
-    """Bad input exits 2, any other error of ours 1, each with its message and no traceback; Ctrl-C exits 130."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise typer.Exit(130) from error
-    except NMLError as error:
-        typer.secho(f"Error: {error}", err=True, fg="red")
-        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,7 +75,7 @@ def run(
 ) -> None:
     """Run what is not done yet; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
     workers = jobs if jobs is not None else os.cpu_count() or 1
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit import _console, batch
         from nml_kit._cli_options import elsewhere_of, plan_of
 
@@ -129,7 +118,7 @@ def audit(
     runs: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs"),
 ) -> None:
     """Make a report card of frozen features: their spectrum, three tuned heads, and whether to bother."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit import _console, batch
         from nml_kit._cli_options import audit_plan
 
@@ -159,7 +148,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second until nothing runs.")] = False,
 ) -> None:
     """Show what is done, runs, waits or failed."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit import _console
         from nml_kit.status import read_statuses
 
@@ -174,12 +163,12 @@ def status(
 @app.command()
 def summary(runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs")) -> None:
     """Print the results of runs as a table and where to look at them."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit.summary import summary_of_runs
 
         summary_rows = summary_of_runs(runs)
     title = "Accuracy: a fraction with its 95 % interval; SVE and LSVR in nats; means over tasks"
-    _show(title, summary_rows.columns.tolist(), summary_rows.to_numpy())
+    show_table(title, summary_rows.columns.tolist(), summary_rows.to_numpy())
     for page in sorted(runs.rglob("notebook.html")):
         typer.echo(f"Open {page.resolve().as_uri()}")
 
@@ -191,7 +180,7 @@ def export(
     images: Annotated[ImageFormat | None, typer.Option(help="Write each figure beside the notebook as well.")] = None,
 ) -> None:
     """Write an executed notebook as one HTML file whose figures work without a kernel or a network."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit.export import export_html
 
         notebook = source / "notebook.ipynb" if source.is_dir() else source
@@ -210,7 +199,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Directory for the site; default: RUNS/report.")] = None,
 ) -> None:
     """Make a site of all runs and their notebooks that opens in a browser without a network."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit.report import write_report
 
         index = write_report(runs, out)
@@ -220,7 +209,7 @@ def report(
 @app.command()
 def doctor() -> None:
     """Check everything the notebooks need; exit code 1 if something required is missing."""
-    with _errors_as_messages():
+    with errors_as_messages():
         from nml_kit.doctor import run_checks
 
         checks = run_checks()
@@ -229,69 +218,5 @@ def doctor() -> None:
          "" if check.ok else check.remedy)
         for check in checks
     ]  # fmt: skip
-    _show(f"nml_kit {__version__}", ["", "check", "found", "what to do"], rows)
+    show_table(f"nml_kit {__version__}", ["", "check", "found", "what to do"], rows)
     raise typer.Exit(int(any(check.required and not check.ok for check in checks)))
-
-
-@app.command()
-def datasets(
-    root: Annotated[Path | None, typer.Option(help="Directory of the data sets; default: $NML_DATASETS.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list for machines, with citations and places.")] = False,
-) -> None:
-    """List the data sets that have names: what for, classes, splits, licence, and which are here."""
-    with _errors_as_messages():
-        from nml_kit.datasets import dataset_rows
-
-        rows = dataset_rows(root)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    columns = ["name", "use", "classes", "splits", "licence"]
-    cells = [(*(row[column] for column in columns), "yes" if row["present"] else "") for row in rows]
-    _show("Data sets by name; anything else by its path", [*columns, "here"], cells)
-
-
-@store_app.command("list")
-def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind.")] = None) -> None:
-    """List what the store holds."""
-    with _errors_as_messages():
-        from nml_kit.store import Store
-
-        store = Store()
-        entries = list(store.entries(kind))
-    rows = [(one.kind, one.digest[:12], f"{one.bytes / 1e6:.1f}", one.created, one.problem) for one in entries]
-    _show(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
-    typer.echo(f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
-
-
-@store_app.command()
-def verify() -> None:
-    """Check every byte of every entry; exit code 1 if one is corrupt."""
-    with _errors_as_messages():
-        from nml_kit.store import Store
-
-        corrupt = Store().verify()
-    for entry in corrupt:
-        typer.secho(f"{entry.path}: {entry.problem}", err=True, fg="red")
-    typer.echo(f"{len(corrupt)} corrupt entries" + (": `nml store prune --corrupt` deletes them." if corrupt else "."))
-    raise typer.Exit(int(bool(corrupt)))
-
-
-@store_app.command()
-def prune(
-    corrupt: Annotated[bool, typer.Option("--corrupt", help="Only corrupt entries, no unfinished work.")] = False,
-) -> None:
-    """Delete corrupt entries and unfinished work that no process holds."""
-    with _errors_as_messages():
-        from nml_kit.store import Store
-
-        removed = Store().prune(corrupt_only=corrupt)
-    for path in removed:
-        typer.echo(f"deleted {path}")
-    typer.echo(f"{len(removed)} deleted.")
-
-
-def _show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    from nml_kit._console import show
-
-    show(title, columns, rows)

@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from nml_kit.audit import AuditSettings, audit_choices
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.claims import judge_claims
-from nml_kit.datasets import Task, load_task, select_rows
+from nml_kit.datasets import Task, load_task
 from nml_kit.evaluate import result_rows, sample_scores
 from nml_kit.features import extract_features
 from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
@@ -20,6 +20,7 @@ from nml_kit.origins import RANDOM_BASELINE
 from nml_kit.profiles import Profile
 from nml_kit.selection import select_heads, selection_rows
 from nml_kit.store import Store
+from nml_kit.tasks import select_rows
 
 BAG_OF_WORDS = "bag-of-words"
 UNKNOWN = "unknown"  # objective of a pre-training that was not ours
@@ -110,7 +111,8 @@ def run_practical(
     for (name, choice), one in zip(plan, selected, strict=True):
         context = {"backbone": name, "seed": choice.seed}
         rows += result_rows(one.evaluation, **origin, **context)
-        domains = pd.Series(choice.features.domains, choice.features.ids)[one.evaluation.ids].to_numpy()
+        domain_of = dict(zip(choice.features.ids, choice.features.domains, strict=True))
+        domains = np.array([domain_of[one_id] for one_id in one.evaluation.ids])
         samples.append(sample_scores(one.evaluation, profile=profile.name, domain=domains, **context))
         selections.append(selection_rows(one, **context))
     return Practical(

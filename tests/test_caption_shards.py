@@ -195,3 +195,18 @@ def test_samples_without_caption_or_with_one_key_are_named(tmp_path):
     (tmp_path / "in" / "in-0001.tar").write_bytes((tmp_path / "in" / "in-0000.tar").read_bytes())
     with pytest.raises(InvalidInputError, match="'a' 2 times"):
         inject_caption_noise_into_shards(pattern, tmp_path / "out2", 0.2, seed=3, progress=False)
+
+
+@pytest.mark.timeout(300)
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
+    code = (
+        "import resource, sys; from nml_kit.caption_shards import inject_caption_noise_into_shards\n"
+        "inject_caption_noise_into_shards(sys.argv[1], sys.argv[2], 0.3, seed=0, progress=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    peaks = []
+    for count in (4_000, 40_000):
+        pattern = write_shards(tmp_path / f"in{count}", shuffled_captions(count, texts=10**9), 1)
+        command = [sys.executable, "-c", code, pattern, str(tmp_path / f"out{count}")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 30  # MiB; the captions and ids alone are 10
