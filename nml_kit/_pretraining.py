@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import BaseModel
+from torch import Tensor, nn
 
 from nml_kit.datasets import Task
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.noise import CaptionNoise, LabelNoise
-from nml_kit.recipes import ContrastiveRecipe, Recipe
 from nml_kit.records import noise_fingerprint
 from nml_kit.transforms import ImageTransform
 
@@ -51,10 +51,32 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], History]:
     return parts, history
 
 
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser keeps, as "PART/PARAMETER", or "group/NUMBER" for the steps that some count by group."""
+    state = {f"{part}/{name}": values for name, parameter in network.named_parameters()
+             for part, values in optimizer.state[parameter].items()}  # fmt: skip
+    groups = enumerate(optimizer.param_groups)
+    return state | {f"group/{number}": group["step"] for number, group in groups if "step" in group}
+
+
+def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: Tensors) -> None:
+    """Set what `optimizer_state` gave, in the memory layout of the parameters: it decides the last bits of sums."""
+    parameters, fused = dict(network.named_parameters()), optimizer.param_groups[0].get("fused")
+    for key, values in state.items():
+        part, _, name = key.partition("/")
+        if part == "group":
+            optimizer.param_groups[int(name)]["step"] = values
+        elif part == "step":
+            optimizer.state[parameters[name]][part] = values.to(parameters[name].device) if fused else values
+        else:
+            like = torch.empty_like(parameters[name], requires_grad=False)
+            optimizer.state[parameters[name]][part] = like.copy_(values)
+
+
 def pretraining_card(
     task: Task,
     noise: LabelNoise | CaptionNoise,
-    recipe: Recipe | ContrastiveRecipe,
+    recipe: BaseModel,
     seed: int,
     transform: ImageTransform,
 ) -> dict[str, Any]:

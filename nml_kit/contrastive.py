@@ -18,7 +18,9 @@ from nml_kit._clip import build_clip, class_embeddings, clip_loss, text_embeddin
 from nml_kit._pretraining import (
     WEIGHTS,
     History,
+    optimizer_state,
     read_checkpoint,
+    restore_optimizer,
     standardising_transform,
     write_checkpoint,
     write_weights,
@@ -27,6 +29,7 @@ from nml_kit._processes import Processes
 from nml_kit._sgd import EVALUATION_BATCH, draw_shifts, learning_rate_at, shift_images
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError
+from nml_kit.large_recipes import ShardRecipe
 from nml_kit.noise import CaptionNoise
 from nml_kit.recipes import ContrastiveRecipe
 from nml_kit.records import noise_fingerprint
@@ -36,8 +39,7 @@ from nml_kit.transforms import ImageTransform
 CONTRASTIVE_VERSION = 1
 # How captions of the pre-training task name a class: alone, and in each style; chosen from train captions.
 CAPTION_TEMPLATES = ("{}", "{}, outline icon", "{}, filled icon", "{}, duotone icon", "{}, colour icon")
-_LARGEST_LOGIT_SCALE = math.log(100)
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+LARGEST_LOGIT_SCALE = math.log(100)
 
 
 @dataclass
@@ -99,7 +101,8 @@ def train_contrastive(
                       disable=not progress, leave=False):  # fmt: skip
         loss = _train_epoch(run, recipe, epoch, seed)
         run.history.append({"epoch": epoch + 1, "loss": loss, **_measures(run)})
-        write_checkpoint(checkpoint, {"network": run.clip.state_dict(), **_moments(run)}, run.history)
+        parts = {"network": run.clip.state_dict(), "optimizer": optimizer_state(run.clip, run.optimizer)}
+        write_checkpoint(checkpoint, parts, run.history)
     write_weights(work / "entry" / WEIGHTS, run.clip.state_dict())
     return run.transform, run.history
 
@@ -110,7 +113,7 @@ def _start(task: Task, noise: CaptionNoise, recipe: ContrastiveRecipe, seed: int
     return _Run(
         device,
         clip,
-        _make_optimizer(clip, recipe),
+        make_optimizer(clip, recipe),
         standardising_transform(train),
         images=torch.from_numpy(train.images),
         tokens=tokenize(noise.noisy.tolist()),
@@ -120,7 +123,7 @@ def _start(task: Task, noise: CaptionNoise, recipe: ContrastiveRecipe, seed: int
     )
 
 
-def _make_optimizer(clip: nn.Module, recipe: ContrastiveRecipe) -> torch.optim.AdamW:
+def make_optimizer(clip: nn.Module, recipe: ContrastiveRecipe | ShardRecipe) -> torch.optim.AdamW:
     """AdamW that decays matrices only, neither gains and biases nor the logit scale."""
     decayed = [p for p in clip.parameters() if p.ndim > 1]
     spared = [p for p in clip.parameters() if p.ndim <= 1]
@@ -145,7 +148,7 @@ def _train_epoch(run: _Run, recipe: ContrastiveRecipe, epoch: int, seed: int) ->
         loss.backward()
         run.optimizer.step()
         with torch.no_grad():
-            run.clip.logit_scale.clamp_(0, _LARGEST_LOGIT_SCALE)
+            run.clip.logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
         total += loss.item()
     return total / len(batches)
 
@@ -174,17 +177,8 @@ def _image_embeddings(run: _Run, images: Tensor) -> Tensor:
     return torch.cat([F.normalize(run.clip.encode_image(batch), dim=-1) for batch in batches])
 
 
-def _moments(run: _Run) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's state by its parts, then by parameter name."""
-    named = list(run.clip.named_parameters())
-    return {part: {name: run.optimizer.state[p][part] for name, p in named} for part in _MOMENTS}
-
-
 def _restore(run: _Run, checkpoint: Path) -> None:
-    """Continue after the last whole epoch, with moments in the memory layout of the parameters."""
+    """Continue after the last whole epoch."""
     parts, run.history[:] = read_checkpoint(checkpoint)
     run.clip.load_state_dict(parts["network"])
-    for name, parameter in run.clip.named_parameters():
-        state = {part: torch.empty_like(parameter, requires_grad=False).copy_(parts[part][name])
-                 for part in _MOMENTS[1:]}  # fmt: skip
-        run.optimizer.state[parameter] = {"step": parts["step"][name].to(parameter.device), **state}
+    restore_optimizer(run.clip, run.optimizer, parts["optimizer"])

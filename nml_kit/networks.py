@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ def torchvision_network(name: str, *, weights: str | None, num_classes: int = 10
     return models.get_model(name, weights=weights, num_classes=num_classes)
 
 
-def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000) -> nn.Module:
+def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000, **options: Any) -> nn.Module:
     """A timm classification model; `name` may also be "hf-hub:OWNER/NAME" or "local-dir:PATH"."""
     try:
         import timm
@@ -129,7 +130,7 @@ def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000) -> nn.
         raise missing_models_extra("timm") from error
     if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
 
 
 def missing_models_extra(package: str) -> MissingDependencyError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from nml_kit._sgd import (
     restore_momentum,
     train_epoch,
 )
+from nml_kit._timm_training import train_timm
 from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone
 from nml_kit.contrastive import contrastive_key, train_contrastive
 from nml_kit.datasets import Task
 from nml_kit.errors import InvalidInputError
+from nml_kit.large_recipes import TimmRecipe
 from nml_kit.networks import build_network
 from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.recipes import ContrastiveRecipe, Recipe, resolve_contrastive_recipe, resolve_recipe
@@ -62,14 +64,15 @@ def pretrain(
     task: Task,
     noise: LabelNoise | CaptionNoise,
     *,
-    recipe: str | Recipe | ContrastiveRecipe = "light",
+    recipe: str | Recipe | TimmRecipe | ContrastiveRecipe = "light",
     seed: int,
     store: Store | None = None,
     progress: bool = True,
 ) -> Backbone:
     """The backbone pre-trained on noisy labels or captions of the task's train split: from the store, or trained.
 
-    Label noise: supervised pre-training by a `Recipe`; `noise.clean` must equal the train labels (n,), in order.
+    Label noise: supervised pre-training by a `Recipe`, or by a `TimmRecipe` of images of any size that are read when
+    their turn comes; `noise.clean` must equal the train labels (n,), in order.
     Caption noise: contrastive pre-training on pairs of image and caption by a `ContrastiveRecipe`; `noise.clean` must
     equal the train captions (n,). The result's `card` holds the objective, the recipe, the fingerprint of the noise
     record and, per epoch, the loss, the accuracy on the clean test split (contrastive: zero-shot) and what is
@@ -106,7 +109,7 @@ def is_pretrained(
     task: Task,
     noise: LabelNoise | CaptionNoise,
     *,
-    recipe: str | Recipe | ContrastiveRecipe,
+    recipe: str | Recipe | TimmRecipe | ContrastiveRecipe,
     seed: int,
     store: Store,
 ) -> bool:
@@ -116,18 +119,20 @@ def is_pretrained(
 
 
 def _arrow(
-    task: Task, noise: LabelNoise | CaptionNoise, recipe: str | Recipe | ContrastiveRecipe, seed: int
-) -> tuple[dict[str, Any], Recipe | ContrastiveRecipe, Trainer]:
+    task: Task, noise: LabelNoise | CaptionNoise, recipe: str | Recipe | TimmRecipe | ContrastiveRecipe, seed: int
+) -> tuple[dict[str, Any], Recipe | TimmRecipe | ContrastiveRecipe, Trainer]:
     """The key, the recipe and the training that the kind of noise asks for."""
     if isinstance(noise, CaptionNoise):
         pairs = resolve_contrastive_recipe(recipe)
         return contrastive_key(task, noise, pairs, seed), pairs, partial(train_contrastive, task, noise, pairs, seed)
+    if isinstance(recipe, TimmRecipe):
+        return _supervised_key(task, noise, recipe, seed), recipe, partial(train_timm, task, noise, recipe, seed)
     labels = resolve_recipe(recipe)
     return _supervised_key(task, noise, labels, seed), labels, partial(_train_supervised, task, noise, labels, seed)
 
 
-def _supervised_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) -> dict[str, Any]:
-    train, test = task.select(split="train"), task.select(split="test")
+def _supervised_key(task: Task, noise: LabelNoise, recipe: Recipe | TimmRecipe, seed: int) -> dict[str, Any]:
+    train, test = _splits(task)
     if task.image_data is None or not np.array_equal(noise.clean, train.labels):
         came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other labels"
         raise InvalidInputError(
@@ -137,6 +142,12 @@ def _supervised_key(task: Task, noise: LabelNoise, recipe: Recipe, seed: int) ->
     return {"arrow": "pretrain", "version": PRETRAIN_VERSION, "train": train.fingerprint, "test": test.fingerprint,
             "test_labels": test.labels, "num_classes": task.num_classes, "noise": noise_fingerprint(noise),
             "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _splits(task: Task) -> tuple[Task, Task]:
+    """Kept for each task object, with their fingerprints: to read all files of a large one again takes long."""
+    return task.select(split="train"), task.select(split="test")
 
 
 def _train_supervised(

@@ -82,7 +82,7 @@ RECIPES = {"light": Recipe(), "memorise": Recipe(epochs=24, max_shift=0)}
 CONTRASTIVE_RECIPES = {"light": ContrastiveRecipe(), "memorise": ContrastiveRecipe(epochs=40, max_shift=0)}
 
 
-def resolve_recipe(recipe: str | Recipe | ContrastiveRecipe) -> Recipe:
+def resolve_recipe(recipe: str | BaseModel) -> Recipe:
     """The named recipe of supervised pre-training, or the given one.
 
     Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of contrastive pre-training.
@@ -93,7 +93,7 @@ def resolve_recipe(recipe: str | Recipe | ContrastiveRecipe) -> Recipe:
     return _resolved(recipe, Recipe, RECIPES, "label noise, for supervised pre-training")
 
 
-def resolve_contrastive_recipe(recipe: str | Recipe | ContrastiveRecipe) -> ContrastiveRecipe:
+def resolve_contrastive_recipe(recipe: str | BaseModel) -> ContrastiveRecipe:
     """The same for contrastive pre-training.
 
     >>> resolve_contrastive_recipe("memorise").max_shift

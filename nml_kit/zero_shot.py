@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nml_kit._clip import ImageTower, class_embeddings, text_embeddings, tokenize
+from nml_kit._clip import ImageTower, class_embeddings, project, text_embeddings, tokenize
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.contrastive import CAPTION_TEMPLATES
 from nml_kit.datasets import Task
@@ -95,7 +95,7 @@ def retrieval_recall(
     captions, caption_of = np.unique(chosen.captions, return_inverse=True)
     with torch.inference_mode():
         images = _image_vectors(clip, features)
-        texts = text_embeddings(clip, tokenize(captions.tolist()))
+        texts = text_embeddings(clip, tokenize(captions.tolist(), clip.context_length))
     matches = torch.from_numpy(caption_of)
     ranks = {
         "image→text": (_ranks(images, texts, matches, torch.arange(len(texts))), chosen.ids),
@@ -124,7 +124,7 @@ def _model_and_features(backbone: str | Backbone, task: Task, split: str, store:
 
 def _image_vectors(clip: Any, features: Features) -> Tensor:
     """Unit vectors (N, E): the projection of the frozen features."""
-    return F.normalize(clip.visual.head(torch.from_numpy(np.array(features.values))), dim=-1)
+    return F.normalize(project(clip, torch.from_numpy(np.array(features.values))), dim=-1)
 
 
 def _ranks(queries: Tensor, candidates: Tensor, query_groups: Tensor, candidate_groups: Tensor) -> NDArray[np.int64]:

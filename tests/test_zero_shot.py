@@ -103,6 +103,7 @@ class KnownModel(torch.nn.Module):
     """Image and text vectors known by hand: an image's is its first pixel's colour, a text's is its colour word."""
 
     colours = ("red", "green", "blue")
+    context_length = 16
 
     def __init__(self):
         super().__init__()

@@ -1,0 +1,146 @@
+"""Image-text pairs streamed from shards, in the same batches however many processes and workers there are.
+
+The shards of an epoch, in an order drawn from (seed, epoch), are dealt to a fixed number of streams; every batch takes
+as many pairs from each stream. A stream has each of its pairs once, and then begins again until the epoch is over; what
+a large stream has left then is left out.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from nml_kit._clip import tokenize
+from nml_kit._image_files import decode_images
+from nml_kit._large_images import loader_workers, seeded_libraries
+from nml_kit._processes import Processes
+from nml_kit.data_shards import shard_paths, shard_samples
+from nml_kit.errors import DataFileError
+from nml_kit.large_recipes import ShardRecipe
+
+
+class _Pair(NamedTuple):
+    key: str
+    image: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in order: where they lie, the sha256 of each, and how many pairs it has."""
+
+    paths: tuple[Path, ...]
+    digests: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+def survey_shards(pattern: str | Path, processes: Processes) -> Shards:
+    """Read all shards of a brace pattern once; processes share them. What was read is known while the file is the same.
+
+    Raises DataFileError if one is missing, cut short or has a sample without caption.
+    """
+    with processes.agreed():
+        paths = shard_paths(pattern)
+        stats = [path.stat() for path in paths[processes.index :: processes.count]]
+        own = [_surveyed(path, stat.st_size, stat.st_mtime_ns)
+               for path, stat in zip(paths[processes.index :: processes.count], stats, strict=True)]  # fmt: skip
+    parts = processes.gather(own)
+    found = [parts[number % processes.count][number // processes.count] for number in range(len(paths))]
+    return Shards(tuple(paths), tuple(digest for digest, _ in found), tuple(count for _, count in found))
+
+
+@lru_cache(maxsize=100_000)
+def _surveyed(path: Path, size: int, modified: int) -> tuple[str, int]:
+    """The sha256 of a shard and its number of pairs; `size` and `modified` tell whether it is still the same."""
+    count = 0
+    for sample in shard_samples(path):
+        if sample.caption is None:
+            raise DataFileError(f"{path}: expected a caption for every image, got none for {sample.key!r}; add it.")
+        count += 1
+    if count == 0:
+        raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), count
+
+
+class PairStreams(IterableDataset[tuple[Tensor, Tensor]]):
+    """The parts of `steps` batches that some of the streams of an epoch give: images (n, 3, H, W), tokens (n, L).
+
+    In a worker of a DataLoader, that of its part of the streams.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        streams: Sequence[int],
+        steps: int,
+        recipe: ShardRecipe,
+        words: tuple[int, int],
+        augment: Any,
+        length: int,
+    ) -> None:
+        self.paths, self.streams, self.steps, self.recipe = paths, streams, steps, recipe
+        self.words, self.augment, self.length = words, augment, length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = get_worker_info()
+        parts = np.array_split(self.streams, 1 if worker is None else worker.num_workers)
+        own = [self._stream(number) for number in parts[0 if worker is None else worker.id].tolist()]
+        share = self.recipe.batch_size // self.recipe.streams
+        for _ in range(self.steps):
+            pairs = [pair for stream in own for pair in islice(stream, share)]
+            yield torch.stack([image for image, _ in pairs]), tokenize([text for _, text in pairs], self.length)
+
+    def _stream(self, number: int) -> Iterator[tuple[Tensor, str]]:
+        order = np.random.default_rng(self.words).permutation(len(self.paths))
+        own = [self.paths[place] for place in order[number :: self.recipe.streams]]
+        generator = np.random.default_rng([*self.words, number])
+        place = 0
+        while True:
+            for pair in _shuffled(_pairs(own), self.recipe.shuffle, generator):
+                pixels = decode_images([pair.image], np.array([pair.key]), "shards")[0]
+                with seeded_libraries(*self.words, number, place):
+                    yield self.augment(Image.fromarray(pixels)), pair.caption
+                place += 1
+
+
+def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's part of each batch; loaded by workers where a GPU trains meanwhile."""
+    on_gpu = processes.device.type == "cuda"
+    workers = min(loader_workers(), len(dataset.streams)) if on_gpu else 0
+    chunks = iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=on_gpu,
+                             generator=torch.Generator()))  # fmt: skip
+    while parts := list(islice(chunks, max(1, workers))):  # workers take turns, in order
+        images, tokens = zip(*parts, strict=True)
+        yield torch.cat(images), torch.cat(tokens)
+
+
+def _pairs(paths: Sequence[Path]) -> Iterator[_Pair]:
+    for path in paths:
+        with path.open("rb") as content:
+            for sample in shard_samples(path):
+                content.seek(sample.offset)
+                yield _Pair(sample.key, content.read(sample.size), str(sample.caption))
+
+
+def _shuffled(pairs: Iterator[_Pair], size: int, generator: np.random.Generator) -> Iterator[_Pair]:
+    """All pairs, each drawn from `size` that are held."""
+    held: list[_Pair] = []
+    for pair in pairs:
+        if len(held) < size:
+            held.append(pair)
+            continue
+        place = int(generator.integers(size))
+        yield held[place]
+        held[place] = pair
+    for place in generator.permutation(len(held)).tolist():
+        yield held[place]

@@ -1,0 +1,80 @@
+"""What tests/test_large_scale.py runs, alone and in several processes, and the data that it makes for that.
+
+`python -m torch.distributed.run --nproc_per_node 2 -m tests.at_scale MODE DATA STORE REPORTS`.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from nml_kit import Store, inject_label_noise, load_task
+from nml_kit import _timm_training as timm_training
+from nml_kit._clip import open_clip_library
+from nml_kit.backbones import Backbone
+from nml_kit.large_recipes import ShardRecipe, TimmRecipe
+from nml_kit.noise import LabelNoise
+from nml_kit.pretrain import pretrain
+from nml_kit.shard_pretraining import pretrain_on_shards
+from nml_kit.tasks import Task
+
+RANK = int(os.environ.get("RANK", "0"))
+PATTERN = "{000000..000005}.tar"
+SMALL = {"precision": "float32", "epochs": 3}
+# Without stochastic depth, which each process draws for itself.
+TIMM = TimmRecipe(procedure="A3", architecture="timm:test_resnet", batch_size=32, accumulate=2, learning_rate=0.02,
+                  train_size=32, test_size=40, repeats=2, **SMALL)  # fmt: skip
+SHARDS = ShardRecipe(architecture="open_clip:nml-tiny-RN", batch_size=24, streams=6, shuffle=4, warmup_steps=2,
+                     learning_rate=2e-3, **SMALL)  # fmt: skip
+TINY_RN = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def add_tiny_model(folder: Path) -> None:
+    """Let open_clip know "nml-tiny-RN", its own ResNet with attention pooling, as RN50, but tiny."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "nml-tiny-RN.json").write_text(json.dumps(TINY_RN), encoding="utf-8")
+    open_clip_library().add_model_config(folder)
+
+
+def noisy_imagenet(data: Path) -> tuple[Task, LabelNoise]:
+    task = load_task(data / "imagenet")
+    train = task.select(split="train")
+    return task, inject_label_noise(train.labels, 0.125, num_classes=8, seed=0, ids=train.ids)
+
+
+def supervised(data: Path, store: Store, recipe: TimmRecipe = TIMM) -> Backbone:
+    task, noise = noisy_imagenet(data)
+    return pretrain(task, noise, recipe=recipe, seed=0, store=store, progress=False)
+
+
+def contrastive(data: Path, store: Store, recipe: ShardRecipe = SHARDS) -> Backbone:
+    return pretrain_on_shards(data / "shards" / PATTERN, recipe=recipe, seed=0, store=store, progress=False)
+
+
+def kill_after(epochs: int) -> None:
+    """Let the process that writes kill itself after the checkpoint of so many epochs of supervised training."""
+    save = timm_training._save
+
+    def save_and_die(run, checkpoint):
+        save(run, checkpoint)
+        if len(run.history) == epochs:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    timm_training._save = save_and_die
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, data, store, reports = sys.argv[1], Path(sys.argv[2]), Store(sys.argv[3]), Path(sys.argv[4])
+    add_tiny_model(data / "configs")
+    if mode == "killed":
+        kill_after(1)
+    histories = [run(data, store).card["history"] for run in (supervised, contrastive)]
+    (reports / f"{RANK}.json").write_text(json.dumps(histories), encoding="utf-8")
