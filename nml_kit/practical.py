@@ -111,8 +111,7 @@ def run_practical(
     for (name, choice), one in zip(plan, selected, strict=True):
         context = {"backbone": name, "seed": choice.seed}
         rows += result_rows(one.evaluation, **origin, **context)
-        domain_of = dict(zip(choice.features.ids, choice.features.domains, strict=True))
-        domains = np.array([domain_of[one_id] for one_id in one.evaluation.ids])
+        domains = pd.Series(choice.features.domains, choice.features.ids).reindex(one.evaluation.ids).to_numpy()
         samples.append(sample_scores(one.evaluation, profile=profile.name, domain=domains, **context))
         selections.append(selection_rows(one, **context))
     return Practical(

@@ -41,9 +41,10 @@ def test_rows_are_of_both_models_on_the_tasks_asked_for(run):
 
 def test_the_table_and_the_sentences_are_those_of_the_samples(run):
     samples = run.table("samples")
-    (table,) = [o.data["text/html"] for o in run.outputs if "[" in o.get("data", {}).get("text/html", "")]
+    (table,) = [o.data["text/html"] for o in run.outputs if ">interval<" in o.get("data", {}).get("text/html", "")]
     for score in accuracy_intervals(samples, ["backbone", "protocol", "method"]).itertuples():
-        assert f"{score.mean:.3f}\n[{score.low:.3f}, {score.high:.3f}]" in table
+        assert f">{score.mean:.3f}<" in table
+        assert f">[{score.low:.3f}, {score.high:.3f}]<" in table
     bought = paired_differences(samples.query("method == 'LP'"), "backbone", BASELINE, ["protocol"])
     for row in bought.itertuples():
         assert f"linear probe {change_in_words(row.mean, row.low, row.high)}" in run.said
