@@ -1,7 +1,6 @@
 """Real pre-trained models, whose noise nobody knows: LP, MLP and NMTune, tuned alike, on tasks in and out of domain."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,10 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from nml_kit.audit import AuditSettings, audit_choices
-from nml_kit.backbones import Backbone, load_backbone
+from nml_kit.backbones import load_backbone
 from nml_kit.claims import judge_claims
 from nml_kit.datasets import Task, load_task
+from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.evaluate import result_rows, sample_scores
 from nml_kit.features import extract_features
 from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
@@ -23,9 +23,8 @@ from nml_kit.store import Store
 from nml_kit.tasks import select_rows
 
 BAG_OF_WORDS = "bag-of-words"
-UNKNOWN = "unknown"  # objective of a pre-training that was not ours
-_WORDS = 1024  # columns of a bag of words
-_WORD = r"[^\W_]+"
+_WORDS, _WORD = 1024, r"[^\W_]+"  # columns of a bag of words; what a word is
+_BAG = f"hashed words, {_WORDS}"
 
 
 class PracticalTask(NamedTuple):
@@ -35,8 +34,7 @@ class PracticalTask(NamedTuple):
     folds: tuple[Fold, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Practical:
+class Practical(NamedTuple):
     """What the heads of several backbones reached.
 
     `rows`: result rows (RESULT_COLUMNS); `samples`: what each head said of each test sample (see `sample_scores`), with
@@ -59,7 +57,8 @@ def practical_tasks(
     `ood_tasks` maps a task to the domains that are held out in turn (none named: each). `sources` maps a task to the
     domains that heads learn from: its ID fold is of these alone, its OOD fold tests on the others together. A task that
     is not in `sources` pools its domains in the ID fold, and its OOD folds learn from all but the one held out.
-    Raises UnknownNameError for an unknown task or domain, InvalidInputError for an OOD task with one domain.
+    Raises UnknownNameError for an unknown task or domain, or sources of a task that is not asked for; InvalidInputError
+    for an OOD task without a domain to test on, or with one that is trained on.
 
     >>> from nml_kit import load_profile
     >>> sources = {"emoji-text": ["name"]}
@@ -67,10 +66,12 @@ def practical_tasks(
     >>> [(fold.protocol, fold.train_domains, fold.test_domains) for fold in found[0].folds]
     [('ID', ('name',), ('name',)), ('OOD', ('name',), ('keywords',))]
     """
-    found = []
-    for name in dict.fromkeys([*id_tasks, *ood_tasks]):
+    found, sources, names = [], sources or {}, list(dict.fromkeys([*id_tasks, *ood_tasks]))
+    if others := [name for name in sources if name not in names]:
+        raise unknown_name("task with sources", others[0], names)
+    for name in names:
         task = load_task(name)
-        folds = _folds(task, tuple((sources or {}).get(name, ())), ood_tasks.get(name))
+        folds = _folds(task, tuple(sources.get(name, ())), ood_tasks.get(name))
         folds = folds if name in id_tasks else folds[1:]
         used = np.zeros(len(task), dtype=bool)
         for fold in folds:
@@ -100,30 +101,22 @@ def run_practical(
     store = store or Store()
     settings = AuditSettings(profile.seeds, epochs, profile.head_recipe)
     plan = []
-    for name in backbones:
-        backbone = _backbone(name)
+    for name in dict.fromkeys(backbones):
+        is_bag = name == BAG_OF_WORDS
+        backbone = load_backbone(bag_of_words, fingerprint_of_weights=_BAG) if is_bag else load_backbone(name)
         for task, folds in tasks:
             features = extract_features(task, backbone, store=store, progress=progress)
             plan += [(name, choice) for choice in audit_choices(features, folds, settings)]
     selected = select_heads([choice for _, choice in plan], store=store, jobs=jobs, progress=progress)
-    origin = {"experiment": "practical", "profile": profile.name, "ratio": RANDOM_BASELINE, "objective": UNKNOWN}
+    origin = {"experiment": "practical", "profile": profile.name, "ratio": RANDOM_BASELINE, "objective": "unknown"}
     rows, samples, selections = [], [], []
     for (name, choice), one in zip(plan, selected, strict=True):
         context = {"backbone": name, "seed": choice.seed}
-        rows += result_rows(one.evaluation, **origin, **context)
+        rows.append(pd.DataFrame(result_rows(one.evaluation, **origin, **context)))
         domains = pd.Series(choice.features.domains, choice.features.ids).reindex(one.evaluation.ids).to_numpy()
         samples.append(sample_scores(one.evaluation, profile=profile.name, domain=domains, **context))
         selections.append(selection_rows(one, **context))
-    return Practical(
-        pd.DataFrame(rows), pd.concat(samples, ignore_index=True), pd.concat(selections, ignore_index=True)
-    )
-
-
-def _backbone(name: str) -> Backbone:
-    """The backbone of a name that `load_backbone` knows, or the baseline "bag-of-words", which learned from nothing."""
-    if name == BAG_OF_WORDS:
-        return load_backbone(bag_of_words, fingerprint_of_weights=f"hashed words, {_WORDS}")
-    return load_backbone(name)
+    return Practical(*(pd.concat(tables, ignore_index=True) for tables in (rows, samples, selections)))
 
 
 def bag_of_words(texts: NDArray[np.str_]) -> NDArray[np.float32]:
@@ -158,5 +151,10 @@ def _folds(task: Task, sources: tuple[str, ...], held_out: Sequence[str] | None)
     in_domain = Fold(task.name, "ID", sources, sources)
     if held_out is None:
         return [in_domain]
-    rest = [domain for domain in np.unique(task.domains).tolist() if domain not in sources]
-    return [in_domain, Fold(task.name, "OOD", sources, tuple(held_out or rest))]  # one: the heads are the same for all
+    tested = tuple(held_out or [domain for domain in np.unique(task.domains).tolist() if domain not in sources])
+    if not tested or set(tested) & set(sources):
+        raise InvalidInputError(
+            f"Task {task.name!r}: expected domains to test on beside the sources {', '.join(sources)}, got "
+            f"{', '.join(tested) or 'none'}; name others in `ood_tasks` or `sources`."
+        )
+    return [in_domain, Fold(task.name, "OOD", sources, tested)]  # one: the heads are the same for all domains

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -63,9 +64,10 @@ def load_results(directory: str | Path = "", *, profile: str = "small") -> Study
     """
     place = Path(directory) if str(directory) else reference_dir()
     rows, samples = read_run_tables(place, profile=profile)
+    ours = rows["objective"].isin(get_args(Objective))  # not those of models that others trained
     return StudyResults(
         profile,
-        _whole(rows),
+        _whole(rows[ours]),
         _whole(samples),
         _spectra(place, profile),
         _network_maker(profile) if str(directory) else reference_backbone,

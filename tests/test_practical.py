@@ -1,17 +1,22 @@
 """Real models on tasks: folds and samples as asked for, numbers against their parts, verdicts in every direction."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from nml_kit.audit import AuditSettings, head_candidates, head_differences
+from nml_kit.backbones import load_backbone
 from nml_kit.claims import overall_verdict
 from nml_kit.datasets import load_task
-from nml_kit.errors import UnknownNameError
-from nml_kit.evaluate import RESULT_COLUMNS
+from nml_kit.errors import InvalidInputError, UnknownNameError
+from nml_kit.evaluate import RESULT_COLUMNS, write_results
 from nml_kit.features import extract_features
 from nml_kit.practical import BAG_OF_WORDS, Practical, bag_of_words, judge_models, practical_tasks, run_practical
 from nml_kit.profiles import load_profile
+from nml_kit.reference import reference_dir
+from nml_kit.results import load_results
 from nml_kit.selection import select_head
 from nml_kit.spectrum import singular_value_entropy
 from nml_kit.store import Store
@@ -57,6 +62,15 @@ def test_unknown_names_are_refused_before_anything_is_extracted(ood, sources):
         practical_tasks(SMOKE, ["icons"], ood, sources)
 
 
+def test_sources_that_do_not_fit_are_refused():
+    with pytest.raises(InvalidInputError, match="beside the sources filled, got outline, filled"):
+        practical_tasks(SMOKE, [], {"icons": ["outline", "filled"]}, {"icons": ["filled"]})
+    with pytest.raises(InvalidInputError, match="beside the sources photo, got none"):
+        practical_tasks(SMOKE, [], {"fashion": []}, {"fashion": ["photo"]})
+    with pytest.raises(UnknownNameError, match="icons"):
+        practical_tasks(SMOKE, ["icons"], {}, {"iconz": ["filled"]})
+
+
 def test_a_bag_of_words_counts_words_whatever_stands_between_them():
     texts = np.array(["Racing_car", "racing car", "car: racing, racing", "→"])
     rows = bag_of_words(texts)
@@ -83,8 +97,6 @@ def test_rows_are_those_of_the_heads_that_were_chosen(run):
 
 
 def _bag():
-    from nml_kit import load_backbone
-
     return load_backbone(bag_of_words, fingerprint_of_weights="hashed words, 1024")
 
 
@@ -93,6 +105,13 @@ def test_samples_tell_their_domain(run):
     assert (samples["sample"].str.split("/").str[1] == samples["domain"]).all()
     by_domain = head_differences(samples, ["backbone", "domain", "protocol"])
     assert set(by_domain["domain"]) == {"name", "keywords", "github"}
+
+
+def test_results_of_a_study_are_not_mixed_with_those_of_real_models(run, tmp_path):
+    for table in ("rows", "samples", "spectra"):
+        shutil.copy(reference_dir() / f"{table}.parquet", tmp_path)
+    write_results(tmp_path / "19", rows=run[2].rows.assign(profile="small"))
+    pd.testing.assert_frame_equal(load_results(tmp_path).rows, load_results().rows)
 
 
 def planted(gains: dict[str, float]) -> Practical:
