@@ -17,20 +17,20 @@ SMALL = ImageTransform(resize=32, crop=32)
 def test_torchvision_loads_it(task, store):
     from torchvision.models import efficientnet_b0, resnet18
 
-    check("torchvision:resnet18", resnet18(num_classes=4), task, store)
-    check("torchvision:efficientnet_b0", efficientnet_b0(num_classes=4), task, store)
+    check("torchvision:resnet18/random", resnet18(num_classes=4), task, store)
+    check("torchvision:efficientnet_b0/random", efficientnet_b0(num_classes=4), task, store)
 
 
 def test_timm_loads_it(task, store):
     timm = pytest.importorskip("timm")
     few = task.take(np.arange(0, 96, 6))
     for name in ("mobilenetv3_small_050", "convnext_atto"):
-        check(f"timm:{name}", timm.create_model(name, num_classes=4), few, store)
+        check(f"timm:{name}/random", timm.create_model(name, num_classes=4), few, store)
     # Features as timm itself gives them, from a network made without classes.
     check(timm.create_model("convnext_atto", num_classes=0).eval(), timm.create_model("convnext_atto", num_classes=4),
           few, store)  # fmt: skip
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=4)
-    check("timm:vit_tiny_patch16_224", vit, few, store, ImageTransform(resize=224, crop=224))
+    check("timm:vit_tiny_patch16_224/random", vit, few, store, ImageTransform(resize=224, crop=224))
 
 
 def test_timm_loads_it_on_packaged_weights(task, store):
@@ -51,7 +51,7 @@ def logit_difference(state, network, backbone, task, head) -> float:
     """The largest difference in probability between the plain model and the head on the backbone's features."""
     network.load_state_dict(state, strict=True)
     with torch.inference_mode():
-        plain = network.eval()(backbone.transform(torch.from_numpy(task.images)))
+        plain = network.eval()(backbone.transform.prepare(task.images, torch.device("cpu")))
     expected = head.predict_proba(backbone(task.images).numpy())
     return float((plain.double().softmax(dim=1) - torch.from_numpy(expected)).abs().max())
 
@@ -68,7 +68,7 @@ def test_a_linear_tuner_is_folded_in(head, task, store):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_tuned_network_becomes_one_plain_model(method, task, store):
-    backbone = load_backbone("torchvision:resnet18", seed=0, transform=SMALL)
+    backbone = load_backbone("torchvision:resnet18/random", seed=0, transform=SMALL)
     model = fine_tune(task, backbone, Tuning(method=method, epochs=1), store=store, progress=False)
     network = build_network("torchvision:resnet18", num_classes=4, seed=1)
     assert logit_difference(fuse_head(model.head, model.backbone), network, model.backbone, task, model.head) < 1e-5
