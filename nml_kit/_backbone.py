@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
 from nml_kit.store import fingerprint
 from nml_kit.transforms import Transform
 
@@ -106,13 +106,13 @@ def found_on_hub(name: str, extra: str) -> Iterator[None]:
     """
     try:
         yield
+    except NMLError:
+        raise
     except ImportError as error:
         raise MissingDependencyError(
             f"{error.name or error} is needed for {name}: pip install 'nml_kit[{extra}]'."
         ) from error
     except (OSError, RuntimeError, ValueError, LookupError) as error:
-        if isinstance(error, InvalidInputError | DataFileError):
-            raise
         raise DataFileError(
             f"Expected the files of {name}, on the hub or in a directory of that name, got {type(error).__name__}: "
             f"{error} Check the name, the path and the connection."

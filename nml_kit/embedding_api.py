@@ -129,9 +129,9 @@ NML_API_KEY.
 
     def _answer(self, texts: list[str]) -> Any:
         """The service's answer to one request."""
-        import httpx
-
         client = self._client
+        import httpx  # which the client has found
+
         self._keep_the_rate()
         key = os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}

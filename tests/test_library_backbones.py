@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from nml_kit import Store, Task, extract_features, load_backbone
 from nml_kit.backbones import ImageTransform
-from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, UnknownNameError
 
 timm = pytest.importorskip("timm", reason="needs nml_kit[models]")
 open_clip = pytest.importorskip("open_clip", reason="needs nml_kit[models]")
@@ -346,6 +347,18 @@ def test_files_that_are_not_the_weights_are_explained(tmp_path):
 def test_names_that_lead_nowhere_are_explained(name, error, message):
     with pytest.raises(error, match=message):
         load_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("timm:resnet18", "timm", "models"), ("torchvision:resnet18", "torchvision", "models"),
+     ("hf:bert-base-uncased", "transformers", "hub"), ("sentence-transformers:x", "sentence_transformers", "hub"),
+     ("https://host/v1/embeddings#m", "httpx", "api")],
+)  # fmt: skip
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependencyError, match=rf"{library} .*pip install 'nml_kit\[{extra}\]'"):
+        load_backbone(name)(TEXTS)
 
 
 def test_weights_that_a_file_lacks_are_named(tmp_path):
