@@ -33,6 +33,8 @@ def fuse_head(head: BaseEstimator, backbone: Backbone) -> dict[str, Tensor]:
     """
     encoder, place = _with_place(backbone)
     weight, bias = (torch.from_numpy(values.astype(np.float32)) for values in _as_one_layer(head))
+    if getattr(encoder.get_submodule(place.rpartition(".")[0]), "use_conv", False):
+        weight = weight[:, :, None, None]  # some of timm's classifiers are 1×1 convolutions
     state = {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}
     return state | {f"{place}.weight": weight, f"{place}.bias": bias}
 

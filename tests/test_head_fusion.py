@@ -24,7 +24,7 @@ def test_torchvision_loads_it(task, store):
 def test_timm_loads_it(task, store):
     timm = pytest.importorskip("timm")
     few = task.take(np.arange(0, 96, 6))
-    for name in ("mobilenetv3_small_050", "convnext_atto"):
+    for name in ("mobilenetv3_small_050", "convnext_atto", "resnetv2_50"):  # the last ends in a convolution
         check(f"timm:{name}/random", timm.create_model(name, num_classes=4), few, store)
     # Features as timm itself gives them, from a network made without classes.
     check(timm.create_model("convnext_atto", num_classes=0).eval(), timm.create_model("convnext_atto", num_classes=4),
