@@ -15,6 +15,8 @@ from .heads import MLPTune as MLPTune
 from .heads import NMTune as NMTune
 from .heads import fit_heads as fit_heads
 from .images import save_figure as save_figure
+from .large_recipes import ShardRecipe as ShardRecipe
+from .large_recipes import TimmRecipe as TimmRecipe
 from .noise import CaptionNoise as CaptionNoise
 from .noise import LabelNoise as LabelNoise
 from .noise import inject_caption_noise as inject_caption_noise
@@ -24,6 +26,7 @@ from .profiles import load_profile as load_profile
 from .recipes import ContrastiveRecipe as ContrastiveRecipe
 from .recipes import Recipe as Recipe
 from .regularizers import nmtune_terms as nmtune_terms
+from .shard_pretraining import pretrain_on_shards as pretrain_on_shards
 from .spectrum import SpectrumAccumulator as SpectrumAccumulator
 from .spectrum import grouped_singular_values as grouped_singular_values
 from .spectrum import largest_singular_value_ratio as largest_singular_value_ratio

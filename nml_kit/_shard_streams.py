@@ -28,6 +28,14 @@ from nml_kit.errors import DataFileError
 from nml_kit.large_recipes import ShardRecipe
 
 
+class Part(NamedTuple):
+    """Part of a batch: images (n, 3, H, W), tokens (n, L), and how many pairs were skipped to get them."""
+
+    images: Tensor
+    tokens: Tensor
+    skipped: int
+
+
 class _Pair(NamedTuple):
     key: str
     image: bytes
@@ -72,10 +80,11 @@ def _surveyed(path: Path, size: int, modified: int) -> tuple[str, int]:
         return hashlib.file_digest(file, "sha256").hexdigest(), count
 
 
-class PairStreams(IterableDataset[tuple[Tensor, Tensor]]):
-    """The parts of `steps` batches that some of the streams of an epoch give: images (n, 3, H, W), tokens (n, L).
+class PairStreams(IterableDataset[Part]):
+    """The parts of `steps` batches that some of the streams of an epoch give.
 
-    In a worker of a DataLoader, that of its part of the streams.
+    In a worker of a DataLoader, those of its part of the streams. A pair whose image does not decode is skipped: one in
+    millions shall not end the work of days. Raises DataFileError if none of a stream decodes.
     """
 
     def __init__(
@@ -90,15 +99,18 @@ class PairStreams(IterableDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.paths, self.streams, self.steps, self.recipe = paths, streams, steps, recipe
         self.words, self.augment, self.length = words, augment, length
+        self.skipped = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
         parts = np.array_split(self.streams, 1 if worker is None else worker.num_workers)
         own = [self._stream(number) for number in parts[0 if worker is None else worker.id].tolist()]
         share = self.recipe.batch_size // self.recipe.streams
         for _ in range(self.steps):
+            self.skipped = 0
             pairs = [pair for stream in own for pair in islice(stream, share)]
-            yield torch.stack([image for image, _ in pairs]), tokenize([text for _, text in pairs], self.length)
+            tokens = tokenize([text for _, text in pairs], self.length)
+            yield Part(torch.stack([image for image, _ in pairs]), tokens, self.skipped)
 
     def _stream(self, number: int) -> Iterator[tuple[Tensor, str]]:
         order = np.random.default_rng(self.words).permutation(len(self.paths))
@@ -106,22 +118,30 @@ class PairStreams(IterableDataset[tuple[Tensor, Tensor]]):
         generator = np.random.default_rng([*self.words, number])
         place = 0
         while True:
+            before = place
             for pair in _shuffled(_pairs(own), self.recipe.shuffle, generator):
-                pixels = decode_images([pair.image], np.array([pair.key]), "shards")[0]
+                try:
+                    pixels = decode_images([pair.image], np.array([pair.key]), "shards")[0]
+                except DataFileError as error:
+                    problem = error
+                    self.skipped += 1
+                    continue
                 with seeded_libraries(*self.words, number, place):
                     yield self.augment(Image.fromarray(pixels)), pair.caption
                 place += 1
+            if place == before:
+                raise DataFileError(f"{own[0]} and others: expected images, but none decodes: {problem}") from problem
 
 
-def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[Part]:
     """This process's part of each batch; loaded by workers where a GPU trains meanwhile."""
     on_gpu = processes.device.type == "cuda"
     workers = min(loader_workers(), len(dataset.streams)) if on_gpu else 0
     chunks = iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=on_gpu,
                              generator=torch.Generator()))  # fmt: skip
     while parts := list(islice(chunks, max(1, workers))):  # workers take turns, in order
-        images, tokens = zip(*parts, strict=True)
-        yield torch.cat(images), torch.cat(tokens)
+        images, tokens, skipped = zip(*parts, strict=True)
+        yield Part(torch.cat(images), torch.cat(tokens), sum(skipped))
 
 
 def _pairs(paths: Sequence[Path]) -> Iterator[_Pair]:

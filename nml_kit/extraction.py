@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nml_kit._parallel import in_parallel
 from nml_kit.datasets import Task
 from nml_kit.features import Features, extract_features, is_extracted
-from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out
+from nml_kit.folds import Fold, in_domain_fold, leave_one_domain_out, train_on_one_domain
 from nml_kit.origins import (
     Origin,
     downstream_tasks,
@@ -66,7 +66,7 @@ def study_folds(
     label_noise: Sequence[float] = (0.0,),
     seed: int = 0,
 ) -> Iterator[Fold]:
-    """The folds of the profile: each ID task pooled, each OOD task with one domain left out in turn.
+    """The folds of the profile: each ID task pooled, each OOD task with one domain left out, or trained on, in turn.
 
     Each with every fraction of the train samples and every ratio of flipped downstream labels, drawn from `seed`.
     `tasks` are the tasks, or their features, by name.
@@ -74,6 +74,8 @@ def study_folds(
     folds = [in_domain_fold(name) for name in profile.downstream.id]
     for name, held_out in profile.downstream.ood.items():
         folds += leave_one_domain_out(name, tasks[name].domains.tolist(), held_out)
+    for name, sources in profile.downstream.ood_from.items():
+        folds += train_on_one_domain(name, tasks[name].domains.tolist(), sources)
     for fold in folds:
         for fraction in fractions:
             for ratio in label_noise:

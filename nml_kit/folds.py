@@ -83,6 +83,21 @@ def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[s
     ]
 
 
+def train_on_one_domain(task: str, domains: Sequence[str], sources: Sequence[str]) -> list[Fold]:
+    """One OOD fold per source domain and other domain: trained on the one, tested on the other.
+
+    Raises InvalidInputError if fewer than two domains are given.
+    Source: the paper's section 2 (DomainNet from `real` or from `sketch`; ImageNet and its variants).
+
+    >>> [fold.test_domains for fold in train_on_one_domain("domainnet", ["real", "sketch", "clipart"], ["real"])]
+    [('clipart',), ('sketch',)]
+    """
+    names = sorted(set(domains))
+    if len(names) < 2:
+        raise InvalidInputError(f"Task {task!r}: expected at least two domains, to test on another, but got {names}.")
+    return [Fold(task, "OOD", (source,), (other,)) for source in sources for other in names if other != source]
+
+
 def samples_to_train(features: Features, fold: Fold) -> Features:
     """The samples that a head is trained on, with the labels that it is told.
 

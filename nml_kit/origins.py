@@ -1,23 +1,30 @@
 """Where features come from: the pre-training task and its noise, the backbone of a ratio and seed, the tasks."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nml_kit._pretraining import standardising_transform
+from nml_kit._timm_training import evaluation_transform
 from nml_kit.backbones import Backbone, untrained_backbone
+from nml_kit.caption_shards import RECORD, inject_caption_noise_into_shards
 from nml_kit.class_similarity import similarity_transition
+from nml_kit.dataset_names import datasets_dir
 from nml_kit.datasets import Task, load_task
-from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
+from nml_kit.large_recipes import ShardRecipe, TimmRecipe
 from nml_kit.noise import CaptionNoise, LabelNoise, inject_caption_noise, inject_label_noise
 from nml_kit.pretrain import is_pretrained, pretrain
 from nml_kit.profiles import Objective, Profile
 from nml_kit.recipes import ContrastiveRecipe, Recipe
-from nml_kit.store import Store
+from nml_kit.shard_pretraining import is_pretrained_on_shards, pretrain_on_shards, untrained_on_shards
+from nml_kit.store import Store, fingerprint
 
 RANDOM_BASELINE = float("nan")
+AnyRecipe = Recipe | TimmRecipe | ContrastiveRecipe | ShardRecipe
 
 
 class Origin(NamedTuple):
@@ -42,7 +49,7 @@ def pretraining_task(profile: Profile) -> Task:
 
 def downstream_tasks(profile: Profile) -> dict[str, Task]:
     """The profile's downstream tasks by name, cut to its size."""
-    names = dict.fromkeys((*profile.downstream.id, *profile.downstream.ood))
+    names = dict.fromkeys((*profile.downstream.id, *profile.downstream.ood_tasks))
     return {name: load_task(name).limit(train_per_class=profile.downstream.train_per_class, seed=0) for name in names}
 
 
@@ -80,15 +87,16 @@ def caption_noise(task: Task, ratio: float, seed: int) -> CaptionNoise:
 def pretrained_backbone(
     profile: Profile, task: Task, origin: Origin, *, store: Store | None = None, progress: bool = True
 ) -> Backbone:
-    """The backbone of one origin, pre-trained on `task` unless the store holds it.
+    """The backbone of one origin, pre-trained on `task`, or on the profile's shards, unless the store holds it.
 
     The randomly initialised baseline of an objective is its network at the start, with the transform of training.
-    Raises UnknownNameError for an unknown objective.
+    Raises UnknownNameError for an unknown objective, DataFileError for shards that are missing or damaged.
     """
     recipe = _recipe(profile, origin)
     if np.isnan(origin.ratio):
-        transform = standardising_transform(task.select(split="train"))
-        return untrained_backbone(recipe.architecture, seed=origin.seed, transform=transform)
+        return _untrained(recipe, task, origin.seed)
+    if isinstance(recipe, ShardRecipe):
+        return _pretrained_on_shards(profile, recipe, origin, store or Store(), progress)
     noise = _noise(profile, task, origin)
     return pretrain(task, noise, recipe=recipe, seed=origin.seed, store=store, progress=progress)
 
@@ -98,10 +106,58 @@ def is_origin_stored(profile: Profile, task: Task, origin: Origin, *, store: Sto
     recipe = _recipe(profile, origin)
     if np.isnan(origin.ratio):
         return True
+    if isinstance(recipe, ShardRecipe):
+        pattern = _noisy_shards(profile, origin, store)
+        made = origin.ratio == 0 or (pattern.parent / RECORD).exists()
+        return made and is_pretrained_on_shards(pattern, recipe=recipe, seed=origin.seed, store=store)
     return is_pretrained(task, _noise(profile, task, origin), recipe=recipe, seed=origin.seed, store=store)
 
 
-def _recipe(profile: Profile, origin: Origin) -> Recipe | ContrastiveRecipe:
+def _pretrained_on_shards(
+    profile: Profile, recipe: ShardRecipe, origin: Origin, store: Store, progress: bool
+) -> Backbone:
+    clean, pattern = _clean_shards(profile), _noisy_shards(profile, origin, store)
+    if origin.ratio > 0:
+        # Under a lock: of several processes the first writes the shards, the others wait and find them.
+        inject_caption_noise_into_shards(clean, pattern.parent, origin.ratio, seed=origin.seed, progress=progress)
+    noise = {"kind": "exchange", "requested_ratio": origin.ratio, "seed": origin.seed}
+    return pretrain_on_shards(pattern, recipe=recipe, seed=origin.seed, noise=noise, store=store, progress=progress)
+
+
+def _untrained(recipe: AnyRecipe, task: Task, seed: int) -> Backbone:
+    if isinstance(recipe, ShardRecipe):
+        return untrained_on_shards(recipe, seed=seed)
+    if isinstance(recipe, TimmRecipe):
+        transform = evaluation_transform(recipe)
+    else:
+        transform = standardising_transform(task.select(split="train"))
+    return untrained_backbone(recipe.architecture, seed=seed, transform=transform)
+
+
+def _clean_shards(profile: Profile) -> Path:
+    """The profile's brace pattern, below the directory of data sets."""
+    pattern = datasets_dir().absolute() / str(profile.pretraining.shards)
+    if not pattern.parent.is_dir():
+        raise DataFileError(
+            f"Expected the shards of profile {profile.name!r} in {pattern.parent}, which is not there; say in "
+            "NML_DATASETS where data sets are, or change `pretraining.shards` in a copy of the profile."
+        )
+    return pattern
+
+
+def _noisy_shards(profile: Profile, origin: Origin, store: Store) -> Path:
+    """The brace pattern of the shards of an origin: the clean ones, or noisy copies of them in the store's directory.
+
+    They are kept for as long as the network shall be found again, which is by their bytes.
+    """
+    clean = _clean_shards(profile)
+    if origin.ratio == 0:
+        return clean
+    which = fingerprint({"shards": str(clean), "ratio": origin.ratio, "seed": origin.seed})
+    return store.root / "shards" / which[:16] / clean.name
+
+
+def _recipe(profile: Profile, origin: Origin) -> AnyRecipe:
     if origin.objective not in get_args(Objective):
         raise unknown_name("objective", origin.objective, get_args(Objective))
     return profile.contrastive if origin.objective == "contrastive" else profile.recipe

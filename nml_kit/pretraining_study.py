@@ -81,7 +81,7 @@ def above_chance(samples: pd.DataFrame) -> pd.DataFrame:
 def zero_shot_tasks(profile: Profile) -> dict[str, Task]:
     """The pre-training task's test split, and the profile's OOD tasks."""
     source, tasks = pretraining_task(profile), downstream_tasks(profile)
-    return {source.name: source.select(split="test")} | {name: tasks[name] for name in profile.downstream.ood}
+    return {source.name: source.select(split="test")} | {name: tasks[name] for name in profile.downstream.ood_tasks}
 
 
 def _samples(

@@ -1,12 +1,13 @@
 """Profiles: the sizes, seeds and data of a study, read from notebooks/profiles/*.yaml and validated."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nml_kit._yaml import read_yaml
 from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.large_recipes import ShardRecipe, TimmRecipe
 from nml_kit.recipes import ContrastiveRecipe, Recipe
 
 Objective = Literal["supervised", "contrastive"]
@@ -14,30 +15,51 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class PretrainingData(BaseModel):
-    """The pre-training task and how much of it is used (None: all)."""
+    """The pre-training task and how much of it is used (None: all).
+
+    `shards`, a brace pattern below $NML_DATASETS, are what contrastive networks are trained on, whole; the task then
+    only tests them, zero-shot. None: they are trained on the task's captions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = "icons-pretrain"
     classes: int | None = Field(None, ge=2)
     train_per_class: int | None = Field(None, ge=1)
+    shards: str | None = None
 
 
 class DownstreamData(BaseModel):
-    """The downstream tasks; `ood` maps a task to the domains that are held out in turn (None: every one)."""
+    """The downstream tasks; `ood` maps a task to the domains that are held out in turn (None: every one).
+
+    `ood_from` maps a task to the domains that heads are trained on alone, in turn, and tested on each of the others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: tuple[str, ...] = Field(min_length=1)
-    ood: dict[str, tuple[str, ...] | None] = Field(min_length=1)
+    ood: dict[str, tuple[str, ...] | None] = {}
+    ood_from: dict[str, tuple[str, ...]] = {}
     train_per_class: int | None = Field(None, ge=1)
+
+    @property
+    def ood_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks with domains."""
+        return tuple(dict.fromkeys((*self.ood, *self.ood_from)))
+
+    @model_validator(mode="after")
+    def _has_domains(self) -> Self:
+        if not self.ood_tasks:
+            raise ValueError("expected a task in `ood` or `ood_from`, to test heads out of distribution")
+        return self
 
 
 class Profile(BaseModel):
     """A study's settings. Only the profile differs between a laptop and a cluster; notebooks are the same.
 
     `ratios` are fractions of flipped labels, `noise` says into what (`origins.label_noise`). `seeds` seed noise,
-    network, batches and heads alike.
+    network, batches and heads alike. A `recipe` with a `procedure` is a `TimmRecipe`; with `pretraining.shards`,
+    `contrastive` is a `ShardRecipe`.
 
     >>> load_profile("demo").ratios[0]
     0.0
@@ -51,11 +73,31 @@ class Profile(BaseModel):
     seeds: tuple[int, ...] = Field(min_length=1)
     noise: Literal["uniform", "asymmetric", "confusion"] = "uniform"
     pretraining: PretrainingData = PretrainingData()
-    recipe: Recipe = Recipe()
-    contrastive: ContrastiveRecipe = ContrastiveRecipe()
+    recipe: Recipe | TimmRecipe = Recipe()
+    contrastive: ContrastiveRecipe | ShardRecipe = ContrastiveRecipe()
     downstream: DownstreamData
     head_recipe: Literal["paper", "reference"] = "paper"
     head_epochs: int = Field(30, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipes_of_their_kinds(cls, given: Any) -> Any:
+        """Recipes read as the kind that is meant: a mistake in one is then told in its own terms."""
+        if not isinstance(given, dict):
+            return given
+        recipe, data = given.get("recipe"), given.get("pretraining")
+        shards = data.get("shards") if isinstance(data, dict) else getattr(data, "shards", None)
+        kinds = {"recipe": TimmRecipe if isinstance(recipe, dict) and "procedure" in recipe else Recipe,
+                 "contrastive": ShardRecipe if shards else ContrastiveRecipe}  # fmt: skip
+        read = {name: kind.model_validate(given.get(name, {})) for name, kind in kinds.items()
+                if isinstance(given.get(name, {}), dict)}  # fmt: skip
+        return given | read
+
+    @model_validator(mode="after")
+    def _shards_have_their_recipe(self) -> Self:
+        if isinstance(self.contrastive, ShardRecipe) != (self.pretraining.shards is not None):
+            raise ValueError("expected a ShardRecipe as `contrastive` with `pretraining.shards`, and only then")
+        return self
 
 
 def notebooks_dir() -> Path:

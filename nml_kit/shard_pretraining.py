@@ -25,6 +25,7 @@ from nml_kit._pretraining import (
 )
 from nml_kit._processes import Processes, launched_processes
 from nml_kit._shard_streams import PairStreams, Shards, batches_of_streams, survey_shards
+from nml_kit._vision_backbones import freeze_image_tower
 from nml_kit.backbones import PRETRAINED_KIND, Backbone, load_backbone
 from nml_kit.contrastive import LARGEST_LOGIT_SCALE, make_optimizer
 from nml_kit.errors import InvalidInputError
@@ -68,9 +69,10 @@ def pretrain_on_shards(
 
     Noise is in the shards; `noise` is what the card shall say about it and counts for nothing. Found again by the bytes
     of the shards, in the pattern's order, never by their paths: all are read for that, once, and streamed in each
-    epoch. The card's history has the mean loss per epoch. Killed at any moment and called again, it goes on from the
-    last whole epoch and gives the same weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch`
-    started share each batch, which is compared as a whole, and give what one gives up to rounding.
+    epoch. The card's history has, per epoch, the mean loss (nats) and how many pairs were skipped, because their image
+    does not decode. Killed at any moment and called again, it goes on from the last whole epoch and gives the same
+    weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch` started share each batch, which is
+    compared as a whole, and give what one gives up to rounding.
     Raises DataFileError for shards that are missing, cut short or without captions, InvalidInputError if there are
     fewer shards than streams, fewer pairs than one batch, or streams that the processes cannot share evenly.
 
@@ -102,7 +104,13 @@ def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: i
     return store.find(PRETRAINED_KIND, key) is not None
 
 
-def evaluation_transform(clip: Any) -> ImageTransform:
+def untrained_on_shards(recipe: ShardRecipe, *, seed: int) -> Backbone:
+    """The network that `pretrain_on_shards` starts from, frozen: the baseline of what training adds."""
+    clip = build_clip(recipe.architecture, seed=seed)
+    return freeze_image_tower(recipe.architecture, clip, _evaluation_transform(clip))
+
+
+def _evaluation_transform(clip: Any) -> ImageTransform:
     """What images of downstream tasks go through: open_clip's for the model, resize the short side, crop the centre."""
     from open_clip.transform import PreprocessCfg
 
@@ -144,13 +152,13 @@ def _train(
     for epoch in tqdm(range(start, recipe.epochs), f"pretrain on shards seed={seed}", recipe.epochs, initial=start,
                       unit="epoch", disable=not (progress and processes.leads), leave=False):  # fmt: skip
         with processes.lockstep():
-            run.history.append({"epoch": epoch + 1, "loss": _train_epoch(run, parallel, epoch)})
+            run.history.append({"epoch": epoch + 1, **_train_epoch(run, parallel, epoch)})
         with processes.agreed():
             if processes.leads:
                 _save(run, checkpoint)
     if processes.leads:
         write_weights(work / "entry" / WEIGHTS, run.clip.state_dict())
-    return run, evaluation_transform(run.clip)
+    return run, _evaluation_transform(run.clip)
 
 
 def _start(shards: Shards, recipe: ShardRecipe, seed: int, processes: Processes) -> _Run:
@@ -171,8 +179,8 @@ def _save(run: _Run, checkpoint: Path) -> None:
     write_checkpoint(checkpoint, parts, run.history)
 
 
-def _train_epoch(run: _Run, parallel: nn.Module, epoch: int) -> float:
-    """Train one epoch, whose random choices depend on (seed, epoch) alone, and return the mean loss."""
+def _train_epoch(run: _Run, parallel: nn.Module, epoch: int) -> dict[str, float]:
+    """Train one epoch, whose random choices depend on (seed, epoch) alone; its mean loss and what it had to skip."""
     recipe, processes = run.recipe, run.processes
     device = processes.device
     # Each process compares its pairs with those of all, with gradients to all: the mean is the loss of the whole batch.
@@ -182,8 +190,8 @@ def _train_epoch(run: _Run, parallel: nn.Module, epoch: int) -> float:
     pairs = PairStreams(run.shards.paths, own, run.steps, recipe, (run.seed, epoch), run.augment,
                         run.clip.context_length)  # fmt: skip
     run.clip.train()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for step, (images, tokens) in enumerate(batches_of_streams(pairs, processes)):
+    total, skipped = torch.zeros((), dtype=torch.float64, device=device), 0
+    for step, (images, tokens, bad) in enumerate(batches_of_streams(pairs, processes)):
         run.adjust_rate(epoch * run.steps + step)
         run.optimizer.zero_grad()
         with (
@@ -197,4 +205,5 @@ def _train_epoch(run: _Run, parallel: nn.Module, epoch: int) -> float:
         with torch.no_grad():
             run.clip.logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
         total += loss.detach().double()
-    return processes.sum(total.item()) / processes.count / run.steps
+        skipped += bad
+    return {"loss": processes.sum(total.item()) / processes.count / run.steps, "skipped": processes.sum(skipped)}

@@ -45,8 +45,9 @@ def recipe_variants(
     changes: dict[str, dict[str, Any]] = {
         "as the profile": {},
         "twice the epochs": longer,
-        "twice the epochs, no augmentation": longer | {"max_shift": 0},
     }
+    if "max_shift" in type(recipe).model_fields:  # a published procedure keeps its augmentation
+        changes["twice the epochs, no augmentation"] = longer | {"max_shift": 0}
     if narrower := _half_as_wide(recipe.architecture):
         changes["narrower network"] = {"architecture": narrower}
     return {name: profile.model_copy(update={field: recipe.model_copy(update=change), "ratios": chosen})

@@ -9,15 +9,17 @@ import signal
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from nml_kit import Store, inject_label_noise, load_task
+from nml_kit import Store, inject_label_noise, load_profile, load_task, run_study
 from nml_kit import _timm_training as timm_training
 from nml_kit._clip import open_clip_library
 from nml_kit.backbones import Backbone
 from nml_kit.large_recipes import ShardRecipe, TimmRecipe
 from nml_kit.noise import LabelNoise
 from nml_kit.pretrain import pretrain
+from nml_kit.profiles import Profile
 from nml_kit.shard_pretraining import pretrain_on_shards
 from nml_kit.tasks import Task
 
@@ -58,6 +60,27 @@ def contrastive(data: Path, store: Store, recipe: ShardRecipe = SHARDS) -> Backb
     return pretrain_on_shards(data / "shards" / PATTERN, recipe=recipe, seed=0, store=store, progress=False)
 
 
+def miniature_of(profile: Profile) -> Profile:
+    """The profile with tiny networks and the data sets that the tests make; all else is as it is."""
+    small = {"epochs": 1, "architecture": "timm:test_resnet", "batch_size": 32, "train_size": 32, "test_size": 32}
+    data = {"task": "imagenet", "shards": f"shards/{PATTERN}"}
+    downstream = {"id": ["resisc45"], "ood_from": {"domainnet:real,sketch,clipart": ["real", "sketch"],
+                                                   "imagenet+imagenet-r": ["imagenet"]}}  # fmt: skip
+    content = profile.model_dump() | {
+        "ratios": [0.0, 0.25], "pretraining": data, "recipe": profile.recipe.model_dump() | small,
+        "contrastive": SHARDS.model_dump() | {"epochs": 1}, "downstream": downstream, "head_epochs": 2,
+    }  # fmt: skip
+    return Profile.model_validate(content)
+
+
+def studies(store: Store) -> list[dict]:
+    """The tables of both studies of the miniature `paper` profile."""
+    profile = miniature_of(load_profile("paper"))
+    rows = [run_study(profile, objective=objective, methods=("LP", "NMTune"), store=store, jobs=1, progress=False).rows
+            for objective in ("supervised", "contrastive")]  # fmt: skip
+    return pd.concat(rows, ignore_index=True).to_dict("records")
+
+
 def kill_after(epochs: int) -> None:
     """Let the process that writes kill itself after the checkpoint of so many epochs of supervised training."""
     save = timm_training._save
@@ -77,4 +100,5 @@ if __name__ == "__main__":
     if mode == "killed":
         kill_after(1)
     histories = [run(data, store).card["history"] for run in (supervised, contrastive)]
-    (reports / f"{RANK}.json").write_text(json.dumps(histories), encoding="utf-8")
+    report = json.dumps({"histories": histories, "studies": studies(store)})
+    (reports / f"{RANK}.json").write_text(report, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def write_imagenet(root: Path, *, train: int = 12, val: int = 3, seed: int = 0) 
             for number in range(each):
                 write_jpeg(picture(label, generator), root / split / synset / f"{synset}_{number}.JPEG")
     return root
+
+
+def write_classes(root: Path, names: Sequence[str], *, each: int = 8, seed: int = 0) -> None:
+    """`root/NAME/0.jpg` and so on."""
+    generator = np.random.default_rng(seed)
+    for label, name in enumerate(names):
+        for number in range(each):
+            write_jpeg(picture(label, generator), root / name / f"{number}.jpg")
 
 
 def write_shards(folder: Path, *, shards: int = 6, each: int = 8, seed: int = 0) -> str:

@@ -1,5 +1,6 @@
 """Pre-training at scale on miniatures in the real formats: one process, two, killed and resumed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -24,9 +26,14 @@ from nml_kit.backbones import load_backbone
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.files import read_tensors
 from nml_kit.large_recipes import ShardRecipe, TimmRecipe
+from nml_kit.origins import Origin, pretrained_backbone
+from nml_kit.profiles import Profile, load_profile
+from nml_kit.recipes import ContrastiveRecipe
 from nml_kit.store import Store
 from nml_kit.zero_shot import zero_shot_predictions
 from tests import at_scale, miniatures
+from tests.conftest import make_task
+from tests.pictures import encoded, pixels
 
 pytestmark = [pytest.mark.xdist_group("large-scale"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[1]
@@ -37,9 +44,12 @@ both = pytest.mark.parametrize("objective", RUNS)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A miniature ImageNet of JPEGs of many sizes, and six shards of pairs."""
+    """Miniatures: ImageNet as JPEGs of many sizes, two classes of ImageNet-R, DomainNet, RESISC45, six shards."""
     root = tmp_path_factory.mktemp("data")
     miniatures.write_imagenet(root / "imagenet")
+    for number, (name, folder) in enumerate([("imagenet-r", miniatures.SYNSETS[:2]), ("resisc45", miniatures.NAMES)]):
+        miniatures.write_classes(root / name, folder, seed=number)
+    miniatures.write_domainnet(root / "domainnet")
     miniatures.write_shards(root / "shards")
     at_scale.add_tiny_model(root / "configs")
     return root
@@ -58,7 +68,9 @@ def launch(processes: int, mode: str, data: Path, store: Store, reports: Path) -
     reports.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
                "-m", "tests.at_scale", mode, str(data), str(store.root), str(reports)]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NML_DATASETS": str(data)}, capture_output=True, text=True, timeout=120
+    )
 
 
 def stored(store: Store, objective: str):
@@ -140,7 +152,7 @@ def test_interrupted_after_an_epoch_it_goes_on_to_the_same_bits(objective, data,
 
 
 @pytest.fixture(scope="module")
-def two(data, tmp_path_factory) -> Store:
+def two(data, tmp_path_factory) -> tuple[Store, list[dict]]:
     """What two processes give that were killed after an epoch of supervised training, and started again."""
     root = tmp_path_factory.mktemp("two")
     store = Store(root / "store")
@@ -150,16 +162,47 @@ def two(data, tmp_path_factory) -> Store:
     assert run.returncode == 0, run.stderr
     zero, one = ((root / "second" / f"{rank}.json").read_text() for rank in (0, 1))
     assert zero == one
-    return store
+    return store, json.loads(zero)["studies"]
 
 
 @both
 def test_two_processes_give_what_one_gives(objective, alone, two):
-    one, other = stored(alone, objective), stored(two, objective)
-    assert one.digest == other.digest
+    one = stored(alone, objective)
+    other = two[0].open("backbone", one.digest)
     # The first epoch differs by rounding alone; optimisers that divide by small numbers then make more of it.
     np.testing.assert_allclose(losses(other)[0], losses(one)[0], atol=1e-5, rtol=0)
     np.testing.assert_allclose(losses(other), losses(one), atol=1e-3, rtol=0)
+
+
+def test_the_paper_profile_is_run_end_to_end_by_one_process_and_by_two(data, two, tmp_path, monkeypatch):
+    monkeypatch.setenv("NML_DATASETS", str(data))
+    alone, together = (pd.DataFrame(rows) for rows in (at_scale.studies(Store(tmp_path)), two[1]))
+    columns = ["objective", "ratio", "seed", "task", "protocol", "train_domain", "test_domain", "method", "metric", "n"]
+    pd.testing.assert_frame_equal(alone[columns], together[columns])
+    assert set(alone["ratio"].dropna()) == {0.0, 0.25}
+    assert alone["ratio"].isna().any()  # the untrained baseline
+    ood = alone[alone["protocol"] == "OOD"]
+    assert set(zip(ood["train_domain"], ood["test_domain"], strict=True)) == {
+        ("real", "sketch"), ("real", "clipart"), ("sketch", "real"), ("sketch", "clipart"), ("imagenet", "imagenet-r"),
+    }  # fmt: skip
+    # Features of clean and of noisy pre-training differ: the noise has reached the networks.
+    wide = alone[alone["ratio"].notna()].pivot_table("value", [columns[0], *columns[3:9]], "ratio")
+    assert (wide[0.0] != wide[0.25]).groupby("objective").any().all()
+
+
+def test_shards_that_are_nowhere_name_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("NML_DATASETS", str(tmp_path / "none"))
+    with pytest.raises(DataFileError, match=r"shards of profile 'paper' in .*none.yfcc15m, .* say in NML_DATASETS"):
+        pretrained_backbone(load_profile("paper"), make_task(), Origin(0.1, 0, "contrastive"))
+
+
+def test_a_profile_that_mixes_recipes_is_refused():
+    paper = load_profile("paper").model_dump()
+    with pytest.raises(ValueError, match="a ShardRecipe as `contrastive` with"):
+        Profile.model_validate(paper | {"contrastive": ContrastiveRecipe()})
+    with pytest.raises(ValueError, match=r"(?s)streems.*Extra inputs"):
+        Profile.model_validate(paper | {"contrastive": {"streems": 8}})
+    assert Profile.model_validate(paper) == load_profile("paper")
 
 
 def test_the_same_images_are_mixed_however_many_processes_there_are():
@@ -197,7 +240,7 @@ def _streamed(data: Path, workers: int, epoch: int = 0) -> tuple[torch.Tensor, t
     """The images, in some order, and tokens of an epoch of one process with so many workers."""
     paths = sorted((data / "shards").glob("*.tar"))
     streams = PairStreams(paths, range(6), 2, at_scale.SHARDS, (0, epoch), _tiny, 16)
-    images, tokens = zip(*DataLoader(streams, None, num_workers=workers, generator=torch.Generator()), strict=True)
+    images, tokens, _ = zip(*DataLoader(streams, None, num_workers=workers, generator=torch.Generator()), strict=True)
     return torch.cat(images).flatten(1).sum(1).sort().values, torch.cat(tokens)
 
 
@@ -223,7 +266,11 @@ def test_shards_are_known_by_their_bytes_alone(data, alone, tmp_path):
         (lambda shard: shard.write_bytes(shard.read_bytes()[:3000]), DataFileError, "000002.tar .*cut short"),
         (lambda shard: shard.unlink(), DataFileError, "but 1 are missing, as .*000002.tar"),
         (lambda shard: miniatures.write_tar(shard, {"a.jpg": b"x"}), DataFileError, "000002.tar: expected a caption"),
-        (lambda shard: miniatures.write_tar(shard, {"a.jpg": b"x", "a.txt": b"t"}), DataFileError, "sample 'a'"),
+        (
+            lambda shard: miniatures.write_tar(shard, {"a.jpg": b"x", "a.txt": b"t"}),
+            DataFileError,
+            "none decodes: .*sample 'a'",
+        ),
     ],
     ids=["cut short", "missing", "no caption", "no image"],
 )
@@ -232,6 +279,17 @@ def test_a_bad_shard_is_named(data, tmp_path, change, error, message):
     change(tmp_path / "shards" / "000002.tar")
     with pytest.raises(error, match=f"(?s){message}"):
         at_scale.contrastive(tmp_path, Store(tmp_path / "store"), at_scale.SHARDS.model_copy(update={"batch_size": 6}))
+
+
+def test_a_pair_that_does_not_decode_is_skipped_and_counted(data, tmp_path):
+    files = {f"{number}.txt": b"text" for number in range(8)}
+    good = encoded(pixels(0, height=40, width=40))
+    files |= {f"{number}.jpg": b"no image" if number == 3 else good for number in range(8)}
+    shutil.copytree(data / "shards", tmp_path / "shards")
+    miniatures.write_tar(tmp_path / "shards" / "000002.tar", dict(sorted(files.items())))
+    history = at_scale.contrastive(tmp_path, Store(tmp_path / "store")).card["history"]
+    # Seven others are left to its stream, which begins again for an eighth, and may meet it again.
+    assert {row["skipped"] for row in history} <= {1, 2}
 
 
 def test_too_little_data_is_refused(data, store):

@@ -11,7 +11,7 @@ def test_shipped_profiles_are_valid_and_ordered_by_size():
     assert runs["smoke"] < runs["demo"] < runs["small"]
     assert set(profiles["demo"].ratios) >= {0.0, 0.1, 0.3}
     assert len(profiles["small"].seeds) >= 5
-    assert all(len(p.downstream.id) >= 5 and len(p.downstream.ood) >= 2 for p in profiles.values())
+    assert all(len(p.downstream.id) >= 5 and len(p.downstream.ood_tasks) >= 2 for p in profiles.values())
 
 
 def test_unknown_profile_names_the_nearest():
