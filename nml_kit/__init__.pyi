@@ -3,6 +3,8 @@
 from ._version import __version__ as __version__
 from .backbones import Backbone as Backbone
 from .backbones import load_backbone as load_backbone
+from .caption_shards import inject_caption_noise_into_shards as inject_caption_noise_into_shards
+from .data_arrays import task_from_arrays as task_from_arrays
 from .datasets import Task as Task
 from .datasets import load_task as load_task
 from .errors import NMLError as NMLError
@@ -10,6 +12,7 @@ from .exact_probe import ExactLinearProbe as ExactLinearProbe
 from .exact_probe import regularisation_path as regularisation_path
 from .features import Features as Features
 from .features import extract_features as extract_features
+from .head_fusion import fuse_head as fuse_head
 from .heads import LinearProbe as LinearProbe
 from .heads import MLPTune as MLPTune
 from .heads import NMTune as NMTune
@@ -35,5 +38,7 @@ from .spectrum import singular_values as singular_values
 from .spectrum import spectra_of_subsets as spectra_of_subsets
 from .store import Store as Store
 from .study import run_study as run_study
+from .tuning import Tuning as Tuning
+from .tuning import fine_tune as fine_tune
 from .zero_shot import retrieval_recall as retrieval_recall
 from .zero_shot import zero_shot_predictions as zero_shot_predictions

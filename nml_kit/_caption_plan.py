@@ -11,7 +11,7 @@ from nml_kit._noise_draws import changed_count, hash_ids, nested_prefix
 from nml_kit.errors import InvalidInputError, MissingDependencyError
 
 _BATCH = 10_000  # rows
-_MEMORY = "256MB"  # of the database: what does not fit lies in its temporary directory
+_MEMORY = "128MB"  # of the database: what does not fit lies in its temporary directory
 _SCHEMA = pa.schema({"key": pa.string(), "text": pa.string(), "shard": pa.int64(), "selection": pa.uint64(),
                      "place": pa.uint64()})  # fmt: skip
 

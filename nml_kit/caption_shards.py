@@ -45,6 +45,11 @@ def inject_caption_noise_into_shards(
     Raises InvalidInputError for a bad argument, a key that occurs twice, or an `out` that holds something else,
     DataFileError for a shard that is missing or cut short, or a sample without caption.
     Source: the paper's section 2 (caption noise of YFCC15M).
+
+    >>> inject_caption_noise_into_shards("none-{0..1}.tar", "noisy", 0.1, seed=0)
+    Traceback (most recent call last):
+    nml_kit.errors.DataFileError: Expected 2 shards none-{0..1}.tar, but 2 are missing, as none-0.tar; restore them or \
+change the pattern.
     """
     paths, out = shard_paths(pattern), Path(out)
     _require_apart(paths, out)
