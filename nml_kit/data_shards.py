@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nml_kit._image_files import FileParts, LazyImages
+from nml_kit._tar import sample_key, tar_members, whole_tar
 from nml_kit.data_folders import IMAGE_SUFFIXES, official_splits
 from nml_kit.errors import DataFileError, MissingDependencyError
 from nml_kit.tasks import Task, classes_of, make_task
@@ -118,25 +118,9 @@ def shard_samples(path: Path) -> Iterator[ShardSample]:
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg():
-                    folder, _, file = member.name.rpartition("/")
-                    stem, _, suffix = file.partition(".")
-                    yield _Member(
-                        f"{folder}/{stem}" if folder else stem, suffix.lower(), member.offset_data, member.size
-                    )
-            end = tar.offset
-        with path.open("rb") as content:  # tarfile takes any torn header for the end
-            content.seek(end)
-            if content.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"no end of archive at byte {end}")
-    except (tarfile.TarError, OSError) as error:
-        raise DataFileError(
-            f"{path} ({path.stat().st_size} bytes): expected a whole, uncompressed tar, got {error}. It may have been "
-            "cut short; restore it, or unpack it if it is compressed."
-        ) from error
+    with whole_tar(path):
+        for member, _ in tar_members(path):
+            yield _Member(*sample_key(member.name), member.offset_data, member.size)
 
 
 def _note(content: bytes, member: _Member, path: Path) -> Any:
