@@ -18,6 +18,7 @@ from nml_kit._clip import open_clip_library
 from nml_kit.backbones import Backbone
 from nml_kit.large_recipes import ShardRecipe, TimmRecipe
 from nml_kit.noise import LabelNoise
+from nml_kit.practical import practical_tasks, run_practical
 from nml_kit.pretrain import pretrain
 from nml_kit.profiles import Profile
 from nml_kit.shard_pretraining import pretrain_on_shards
@@ -81,6 +82,14 @@ def studies(store: Store) -> list[dict]:
     return pd.concat(rows, ignore_index=True).to_dict("records")
 
 
+def text_study(data: Path, store: Store) -> list[dict]:
+    """The table of a tiny text encoder on two sets as GLUE's and GLUE-X's: the code of the language notebook."""
+    profile, name = load_profile("smoke"), "glue:sst2+imdb"
+    tasks = practical_tasks(profile, [name], {name: ["imdb"]}, {name: ["glue:sst2"]})
+    found = run_practical(profile, [f"hf:{data / 'bert'}"], tasks, epochs=2, store=store, jobs=1, progress=False)
+    return found.rows.to_dict("records")
+
+
 def kill_after(epochs: int) -> None:
     """Let the process that writes kill itself after the checkpoint of so many epochs of supervised training."""
     save = timm_training._save
@@ -100,5 +109,5 @@ if __name__ == "__main__":
     if mode == "killed":
         kill_after(1)
     histories = [run(data, store).card["history"] for run in (supervised, contrastive)]
-    report = json.dumps({"histories": histories, "studies": studies(store)})
+    report = json.dumps({"histories": histories, "studies": studies(store), "texts": text_study(data, store)})
     (reports / f"{RANK}.json").write_text(report, encoding="utf-8")

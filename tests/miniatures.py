@@ -1,4 +1,4 @@
-"""Data sets in their real formats, small enough for tests: ImageNet's folders, DomainNet's lists, shards of pairs."""
+"""Data sets and a model in their real formats, small enough for tests."""
 
 import io
 import tarfile
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230], [230, 210, 50], [40, 210, 210], [220, 60, 210],
                     [240, 240, 240], [30, 30, 30]])  # fmt: skip
 SYNSETS = tuple(f"n{number:08d}" for number in range(1440764, 1440772))
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "red", "cat", "dog", "sat", "and"]
 NAMES = ("red", "green", "blue", "yellow", "cyan", "magenta", "white", "black")
 
 
@@ -84,3 +86,33 @@ def write_domainnet(root: Path, domains: tuple[str, ...] = ("real", "sketch", "c
                     lines.append(f"{file} {label}")
             (root / f"{domain}_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+def write_sentences(folder: Path, splits: dict[str, int], *, column: str = "sentence", seed: int = 0) -> None:
+    """Texts of `WORDS` as Hugging Face's `datasets` saves GLUE's: "cat" in them is positive, "dog" negative."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    generator = np.random.default_rng(seed)
+    features = Features({column: Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    parts = {}
+    for split, count in splits.items():
+        labels = np.arange(count) % 2
+        words = generator.choice(["a", "the", "red", "sat", "and"], size=(count, 4))
+        texts = [" ".join([*row, ("dog", "cat")[label]]) for row, label in zip(words, labels, strict=True)]
+        parts[split] = Dataset.from_dict({column: texts, "label": labels.tolist()}, features=features)
+    DatasetDict(parts).save_to_disk(folder)
+
+
+def write_bert(directory: Path, *, seed: int = 0, **changes) -> Path:
+    """A tiny BERT with random weights and a tokenizer of `WORDS`, as transformers saves them."""
+    import transformers
+
+    config = transformers.BertConfig(**{
+        "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 8, "initializer_range": 0.5, **changes,
+    })  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.BertModel(config).save_pretrained(directory)
+    (directory / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
+    return directory

@@ -44,13 +44,16 @@ both = pytest.mark.parametrize("objective", RUNS)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Miniatures: ImageNet as JPEGs of many sizes, two classes of ImageNet-R, DomainNet, RESISC45, six shards."""
+    """Miniatures: ImageNet as JPEGs of many sizes, two classes of ImageNet-R, DomainNet, RESISC45, shards, texts."""
     root = tmp_path_factory.mktemp("data")
     miniatures.write_imagenet(root / "imagenet")
     for number, (name, folder) in enumerate([("imagenet-r", miniatures.SYNSETS[:2]), ("resisc45", miniatures.NAMES)]):
         miniatures.write_classes(root / name, folder, seed=number)
     miniatures.write_domainnet(root / "domainnet")
     miniatures.write_shards(root / "shards")
+    miniatures.write_sentences(root / "glue" / "sst2", {"train": 24, "validation": 8})
+    miniatures.write_sentences(root / "imdb", {"test": 10}, column="text", seed=1)
+    miniatures.write_bert(root / "bert")
     at_scale.add_tiny_model(root / "configs")
     return root
 
@@ -162,7 +165,7 @@ def two(data, tmp_path_factory) -> tuple[Store, list[dict]]:
     assert run.returncode == 0, run.stderr
     zero, one = ((root / "second" / f"{rank}.json").read_text() for rank in (0, 1))
     assert zero == one
-    return store, json.loads(zero)["studies"]
+    return store, json.loads(zero)
 
 
 @both
@@ -176,7 +179,7 @@ def test_two_processes_give_what_one_gives(objective, alone, two):
 
 def test_the_paper_profile_is_run_end_to_end_by_one_process_and_by_two(data, two, tmp_path, monkeypatch):
     monkeypatch.setenv("NML_DATASETS", str(data))
-    alone, together = (pd.DataFrame(rows) for rows in (at_scale.studies(Store(tmp_path)), two[1]))
+    alone, together = (pd.DataFrame(rows) for rows in (at_scale.studies(Store(tmp_path)), two[1]["studies"]))
     columns = ["objective", "ratio", "seed", "task", "protocol", "train_domain", "test_domain", "method", "metric", "n"]
     pd.testing.assert_frame_equal(alone[columns], together[columns])
     assert set(alone["ratio"].dropna()) == {0.0, 0.25}
@@ -188,6 +191,16 @@ def test_the_paper_profile_is_run_end_to_end_by_one_process_and_by_two(data, two
     # Features of clean and of noisy pre-training differ: the noise has reached the networks.
     wide = alone[alone["ratio"].notna()].pivot_table("value", [columns[0], *columns[3:9]], "ratio")
     assert (wide[0.0] != wide[0.25]).groupby("objective").any().all()
+
+
+def test_texts_as_glues_are_studied_by_one_process_and_by_two(data, two, tmp_path, monkeypatch):
+    monkeypatch.setenv("NML_DATASETS", str(data))
+    alone, together = (pd.DataFrame(rows) for rows in (at_scale.text_study(data, Store(tmp_path)), two[1]["texts"]))
+    assert set(zip(alone["protocol"], alone["train_domain"], alone["test_domain"], strict=True)) == {
+        ("ID", "glue:sst2", "glue:sst2"), ("OOD", "glue:sst2", "imdb"),
+    }  # fmt: skip
+    assert set(alone.loc[alone["protocol"] == "OOD", "n"]) == {10}
+    pd.testing.assert_frame_equal(alone, together)
 
 
 def test_shards_that_are_nowhere_name_the_variable(tmp_path, monkeypatch):

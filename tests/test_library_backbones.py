@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from nml_kit import Store, Task, extract_features, load_backbone
 from nml_kit.backbones import ImageTransform
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, UnknownNameError
+from tests.miniatures import WORDS, write_bert
 
 timm = pytest.importorskip("timm", reason="needs nml_kit[models]")
 open_clip = pytest.importorskip("open_clip", reason="needs nml_kit[models]")
@@ -100,26 +101,12 @@ def test_a_library_transform_treats_an_array_of_one_size_as_images_one_by_one(im
 
 
 TEXTS = np.array(["a red cat sat", "the dog", "a cat and the red dog", "sat sat sat sat sat sat sat sat sat sat"])
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "red", "cat", "dog", "sat", "and"]
-
-
-def save_bert(directory: Path, *, seed: int = 0, **changes) -> Path:
-    transformers = pytest.importorskip("transformers", reason="needs nml_kit[hub]")
-    config = transformers.BertConfig(**{
-        "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 32, "max_position_embeddings": 8, "initializer_range": 0.5, **changes,
-    })  # fmt: skip
-    torch.manual_seed(seed)
-    transformers.BertModel(config).save_pretrained(directory)
-    (directory / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
-    return directory
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last", "pooler"])
 def test_texts_are_pooled_as_stated(tmp_path, pooling):
     transformers = pytest.importorskip("transformers", reason="needs nml_kit[hub]")
-    model = transformers.AutoModel.from_pretrained(save_bert(tmp_path)).eval()
+    model = transformers.AutoModel.from_pretrained(write_bert(tmp_path)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = []
     with torch.inference_mode():
@@ -177,7 +164,7 @@ def test_images_of_a_hub_model_are_prepared_by_its_own_processor(tmp_path, image
 def test_sentence_encoders_embed_as_their_library(tmp_path):
     library = pytest.importorskip("sentence_transformers", reason="needs nml_kit[hub]")
     models = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-    words = models.Transformer(str(save_bert(tmp_path / "bert")), max_seq_length=6)
+    words = models.Transformer(str(write_bert(tmp_path / "bert")), max_seq_length=6)
     pooling = models.Pooling(16, pooling_mode="max")
     model = library.SentenceTransformer(modules=[words, pooling, models.Normalize()], device="cpu")
     model.save(str(tmp_path / "model"))
@@ -239,7 +226,7 @@ def test_another_layer_changes_the_key(first):
 
 
 def test_another_pooling_changes_the_key(tmp_path):
-    save_bert(tmp_path)
+    write_bert(tmp_path)
     poolings = ("mean", "cls", "last", "pooler")
     found = [load_backbone(f"hf:{tmp_path}?pooling={pooling}") for pooling in poolings]
     assert len({features_key(a_task(), backbone) for backbone in found}) == 4
@@ -269,14 +256,14 @@ def test_files_moved_and_touched_leave_the_key(first, tmp_path):
 
 @pytest.mark.parametrize("change", [{"num_attention_heads": 4}, {"hidden_act": "relu"}])
 def test_the_same_weights_in_another_architecture_change_the_key(tmp_path, change):
-    one, other = (load_backbone(f"hf:{save_bert(tmp_path / str(n), **c)}") for n, c in enumerate([{}, change]))
+    one, other = (load_backbone(f"hf:{write_bert(tmp_path / str(n), **c)}") for n, c in enumerate([{}, change]))
     assert one.fingerprint == other.fingerprint
     assert features_key(a_task(), one) != features_key(a_task(), other)
     assert not torch.allclose(one(TEXTS), other(TEXTS), atol=1e-4)
 
 
 def test_another_vocabulary_changes_the_key_and_another_place_does_not(tmp_path):
-    one = load_backbone(f"hf:{save_bert(tmp_path / 'one')}")
+    one = load_backbone(f"hf:{write_bert(tmp_path / 'one')}")
     moved = load_backbone(f"hf:{shutil.copytree(tmp_path / 'one', tmp_path / 'two')}")
     assert moved.key == one.key
     rules = json.loads((tmp_path / "two" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -363,7 +350,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, library, e
 
 def test_weights_that_a_file_lacks_are_named(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs nml_kit[hub]")
-    save_bert(tmp_path)
+    write_bert(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path)
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("pooler.")}
     model.save_pretrained(tmp_path, state_dict=kept)
