@@ -8,7 +8,6 @@ a large stream has left then is left out.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nml_kit._clip import tokenize
-from nml_kit._image_files import decode_images
+from nml_kit._digests import remembered
+from nml_kit._image_files import decode_images, stamp_files
 from nml_kit._large_images import loader_workers, seeded_libraries
 from nml_kit._processes import Processes
 from nml_kit.data_shards import shard_paths, shard_samples
 from nml_kit.errors import DataFileError
 from nml_kit.large_recipes import ShardRecipe
+
+# Raised when pairs are counted otherwise; part of the stamp, which thus differs from that of other digests of a file.
+_COUNTING = np.array([1])
 
 
 class Part(NamedTuple):
@@ -52,23 +55,26 @@ class Shards:
 
 
 def survey_shards(pattern: str | Path, processes: Processes) -> Shards:
-    """Read all shards of a brace pattern once; processes share them. What was read is known while the file is the same.
+    """Read all shards of a brace pattern; processes share them, and what was read is remembered (`remembered`).
 
     Raises DataFileError if one is missing, cut short or has a sample without caption.
     """
     with processes.agreed():
         paths = shard_paths(pattern)
-        stats = [path.stat() for path in paths[processes.index :: processes.count]]
-        own = [_surveyed(path, stat.st_size, stat.st_mtime_ns)
-               for path, stat in zip(paths[processes.index :: processes.count], stats, strict=True)]  # fmt: skip
+        own = [_surveyed(path) for path in paths[processes.index :: processes.count]]
     parts = processes.gather(own)
     found = [parts[number % processes.count][number // processes.count] for number in range(len(paths))]
     return Shards(tuple(paths), tuple(digest for digest, _ in found), tuple(count for _, count in found))
 
 
-@lru_cache(maxsize=100_000)
-def _surveyed(path: Path, size: int, modified: int) -> tuple[str, int]:
-    """The sha256 of a shard and its number of pairs; `size` and `modified` tell whether it is still the same."""
+def _surveyed(path: Path) -> tuple[str, int]:
+    """The sha256 of a shard and its number of pairs."""
+    absolute = str(path.absolute())
+    digest, count = remembered(lambda: stamp_files([absolute], _COUNTING), lambda: _read(path)).split()
+    return digest, int(count)
+
+
+def _read(path: Path) -> str:
     count = 0
     for sample in shard_samples(path):
         if sample.caption is None:
@@ -77,7 +83,7 @@ def _surveyed(path: Path, size: int, modified: int) -> tuple[str, int]:
     if count == 0:
         raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), count
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {count}"
 
 
 class PairStreams(IterableDataset[Part]):
