@@ -57,7 +57,15 @@ def _identity(visual: Any) -> dict[str, Tensor]:
 
 def image_network(encoder: Any) -> Any:
     """The network that features come from: of a CLIP model that without the text network, of others all of it."""
-    return encoder.clip.visual.trunk if isinstance(encoder, ImageTower) else encoder
+    if not isinstance(encoder, ImageTower):
+        return encoder
+    visual = encoder.clip.visual
+    return getattr(visual, "trunk", visual)
+
+
+def is_compact(clip: Any) -> bool:
+    """Whether its image network is that of "clip-compact"."""
+    return isinstance(getattr(clip.visual, "trunk", None), CompactResNet)
 
 
 class _TimmCompactResNet(CompactResNet):
@@ -148,6 +156,16 @@ def class_embeddings(clip: Any, class_names: Sequence[str], templates: Sequence[
         device=clip.logit_scale.device,
     )
     return weights.T.float()
+
+
+def named_classes(class_names: Sequence[str]) -> Sequence[str]:
+    """The class names, or open_clip's English ones where they are the WordNet ids of ImageNet's 1000 classes, sorted.
+
+    >>> named_classes(("cat", "dog"))
+    ('cat', 'dog')
+    """
+    sorted_ids = len(class_names) == 1000 and (class_names[0], class_names[-1]) == ("n01440764", "n15075141")
+    return open_clip_library().IMAGENET_CLASSNAMES if sorted_ids else class_names
 
 
 @cache

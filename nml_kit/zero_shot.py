@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nml_kit._clip import ImageTower, class_embeddings, project, text_embeddings, tokenize
+from nml_kit._clip import ImageTower, class_embeddings, is_compact, named_classes, project, text_embeddings, tokenize
 from nml_kit.backbones import Backbone, load_backbone
 from nml_kit.contrastive import CAPTION_TEMPLATES
 from nml_kit.datasets import Task
@@ -21,6 +21,7 @@ from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, extract_features
 from nml_kit.store import Store
 
+PHOTO_TEMPLATES = ("a photo of a {}.",)  # Radford et al. (2021), section 3.1.4
 _ROWS_AT_ONCE = 1024
 
 
@@ -28,15 +29,17 @@ def zero_shot_predictions(
     backbone: str | Backbone,
     task: Task,
     *,
-    templates: Sequence[str] = CAPTION_TEMPLATES,
+    templates: Sequence[str] | None = None,
     split: str = "test",
     store: Store | None = None,
 ) -> pd.DataFrame:
     """The class whose text is nearest to each image of a split, one row per image.
 
     A class's vector is the mean over `templates`, with its name for "{}", of unit vectors, normalised again; nearest
-    is the highest cosine. The default templates are the forms of the pre-training captions. `backbone` is contrastive,
-    or its name ("nml:DIGEST"); its features of the whole task are taken from the store, or extracted into it.
+    is the highest cosine. The default templates are the forms of the pre-training captions, or for another model than
+    "clip-compact", which learns from photos, "a photo of a {}."; ImageNet's WordNet ids are named in English.
+    `backbone` is contrastive, or its name ("nml:DIGEST"); its features of the whole task are taken from the store, or
+    extracted into it.
     Columns: task, sample (id), label, predicted (0..K−1), correct (bool), chance: the share of all images that get this
     image's label, so that its mean is the accuracy of the same predictions in random order. A uniform guess, 1/K, is
     no fair reference where classes differ in size: always naming a large one is more often right.
@@ -50,11 +53,12 @@ def zero_shot_predictions(
     >>> bool(len(table) == (task.splits == "test").sum()), bool(table["predicted"].max() < 5)
     (True, True)
     """
-    if not templates or not all("{}" in template for template in templates):
+    if templates is not None and not (templates and all("{}" in template for template in templates)):
         raise InvalidInputError(f"Expected templates with '{{}}' for the class name, got {list(templates)!r}.")
     clip, features = _model_and_features(backbone, task, split, store)
+    templates = templates or (CAPTION_TEMPLATES if is_compact(clip) else PHOTO_TEMPLATES)
     with torch.inference_mode():
-        scores = _image_vectors(clip, features) @ class_embeddings(clip, task.class_names, templates).T
+        scores = _image_vectors(clip, features) @ class_embeddings(clip, named_classes(task.class_names), templates).T
     predicted = scores.argmax(1).numpy()
     shares = np.bincount(predicted, minlength=task.num_classes) / len(predicted)
     return pd.DataFrame({

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from nml_kit import _timm_training as timm_training
 from nml_kit import shard_pretraining
-from nml_kit._clip import ImageTower, build_clip, project
+from nml_kit._clip import ImageTower, build_clip, named_classes, project
 from nml_kit._large_images import EpochImages, seeded_libraries, shared_pairs
 from nml_kit._processes import Processes
 from nml_kit._shard_streams import PairStreams
@@ -321,6 +321,13 @@ def test_features_of_open_clips_resnet_are_those_before_its_projection(data, alo
     assert features.shape == (3, 256)
     task, _ = at_scale.noisy_imagenet(data)
     assert len(zero_shot_predictions(backbone, task, store=alone)) == 24
+
+
+def test_imagenets_ids_are_named_for_zero_shot():
+    ids = ("n01440764", *(f"n{number:08d}" for number in range(2000000, 2000998)), "n15075141")
+    assert named_classes(ids)[0] == "tench"
+    assert len(named_classes(ids)) == 1000
+    assert named_classes(ids[:8]) == ids[:8]
 
 
 def test_features_of_open_clips_vit_are_those_before_its_projection():
