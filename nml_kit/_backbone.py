@@ -37,8 +37,7 @@ class Backbone:
     def __str__(self) -> str:
         parts = {"weights": self.fingerprint[:12], "layer": self.layer, **(self.settings or {})}
         parts["transform"] = None if self.transform is None else self.transform.settings
-        lines = (f"  {what}: {found if isinstance(found, str) else dumps(found)}" for what, found in parts.items())
-        return "\n".join([self.name, *lines])
+        return "\n".join([self.name, *_lines(parts)])
 
     @property
     def key(self) -> dict[str, Any]:
@@ -81,6 +80,16 @@ class Backbone:
                 f"but got {tuple(features.shape)}; pool its output to one row per input."
             )
         return features
+
+
+def _lines(content: dict[str, Any], indent: str = "  ") -> Iterator[str]:
+    """A line for each entry, and for each in it."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{name}: {value if isinstance(value, str) else dumps(value)}"
 
 
 def fingerprint_weights(network: nn.Module) -> str:

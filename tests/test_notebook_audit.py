@@ -61,7 +61,7 @@ def test_a_model_in_a_directory_is_audited_by_its_name_alone(tmp_path):
     assert ran.returncode == 0, ran.stderr
     said = NotebookRun(tmp_path / "runs" / "small" / "audit").said
     assert "architecture: timm:test_resnet" in said
-    assert '"crop_pct": 0.95' in said
+    assert "crop_pct: 0.95" in said
 
 
 def test_what_cannot_be_meant_exits_2(tmp_path):
