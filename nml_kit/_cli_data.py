@@ -1,6 +1,7 @@
 """Commands about data: `nml datasets`, `nml noise` and `nml store`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +80,10 @@ def noise_captions(
 ) -> None:
     """Copy shards with some captions exchanged, across all of them; interrupted and called again, it goes on."""
     with errors_as_messages():
-        from nml_kit.caption_shards import inject_caption_noise_into_shards
+        from nml_kit.caption_shards import inject_caption_noise_into_shards, read_noise_settings
 
-        record = inject_caption_noise_into_shards(shards, out, ratio, seed=seed, caption=caption)
-    typer.echo(f"Who has whose caption: {record}")
+        record = inject_caption_noise_into_shards(
+            shards, out, ratio, seed=seed, caption=caption, progress=sys.stderr.isatty()
+        )
+        about = read_noise_settings(record)
+    typer.echo(f"{about['changed']} of {about['samples']} samples have another's caption; who has whose: {record}")

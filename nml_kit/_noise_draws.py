@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,14 +24,19 @@ def changed_count(ratio: float, num_samples: int) -> int:
 
 def hash_ids(ids: Ids, num_samples: int, seed: int, purpose: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return two independent random 64-bit words for each id, (N,) and (N,)."""
+    texts = [str(position) for position in range(num_samples)] if ids is None else _checked_ids(ids, num_samples)
+    return random_words(texts, seed, purpose)
+
+
+def random_words(texts: Iterable[str], seed: int, purpose: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Two independent random 64-bit words for each text, (N,) and (N,): the same in whatever parts texts are given."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InvalidInputError(f"Expected seed to be an integer, got {seed!r}.")
-    texts = [str(position) for position in range(num_samples)] if ids is None else _checked_ids(ids, num_samples)
     # A key of the seed's own digest: any size of seed fits, and labels and captions draw independently.
     key = hashlib.blake2b(f"{purpose} {int(seed)}".encode()).digest()
     encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
     digests = b"".join(hashlib.blake2b(content, key=key, digest_size=16).digest() for content in encoded)
-    words = np.frombuffer(digests, dtype="<u8").reshape(num_samples, 2)
+    words = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
     return words[:, 0], words[:, 1]
 
 

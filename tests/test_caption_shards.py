@@ -166,8 +166,11 @@ def test_another_setting_or_another_input_is_not_mixed_in(tmp_path):
         inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.3, seed=3, progress=False)
     with pytest.raises(InvalidInputError, match="another directory"):
         inject_caption_noise_into_shards(pattern, tmp_path / "in", 0.2, seed=3, progress=False)
-    os.utime(tmp_path / "in" / "in-0001.tar", ns=(1, 1))
-    with pytest.raises(InvalidInputError, match="changed since"):
+    touched = tmp_path / "in" / "in-0001.tar"
+    os.utime(touched, ns=(1, 1))
+    inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.2, seed=3, progress=False)
+    touched.write_bytes(touched.read_bytes().replace(b"caption", b"Caption"))
+    with pytest.raises(InvalidInputError, match=r"in-0001\.tar has changed since"):
         inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.2, seed=3, progress=False)
 
 
@@ -193,7 +196,7 @@ def test_samples_without_caption_or_with_one_key_are_named(tmp_path):
     with pytest.raises(DataFileError, match=r"expected one caption \(\.cap\) for every sample.*'a'"):
         inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.2, seed=3, caption="cap", progress=False)
     (tmp_path / "in" / "in-0001.tar").write_bytes((tmp_path / "in" / "in-0000.tar").read_bytes())
-    with pytest.raises(InvalidInputError, match="'a' 2 times"):
+    with pytest.raises(InvalidInputError, match=r"'a' twice, in in-0000\.tar and in-0001\.tar"):
         inject_caption_noise_into_shards(pattern, tmp_path / "out2", 0.2, seed=3, progress=False)
 
 
