@@ -59,6 +59,8 @@ def caption_plan(work: Path) -> Iterator["CaptionPlan"]:
             database.execute("SET enable_progress_bar = false")  # it would go to stdout
             database.execute(_TABLES)
             yield CaptionPlan(database)
+    except duckdb.InterruptException as error:
+        raise KeyboardInterrupt from error
     except duckdb.Error as error:
         raise StoreError(
             f"Expected to work in {work}, got: {error} Make room there and run again, what is done is kept; if that "
@@ -82,19 +84,15 @@ class CaptionPlan:
 
     def add_shard(self, shard: int, name: str, mark: Mark, captions: Iterable[Caption], seed: int) -> None:
         """Keep the caption of each sample of a shard, all or none of them."""
-        self._do("BEGIN")
-        try:
-            first = self._number("SELECT count(*) FROM samples")
-            captions = iter(captions)
-            while batch := list(islice(captions, _BATCH)):
-                with self._as_table("batch", _hashed(batch, first, shard, seed)):
-                    self._do("INSERT INTO samples SELECT * FROM batch")
-                first += len(batch)
-            self._do("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", shard, name, *mark)
-            self._do("COMMIT")
-        except BaseException:
-            self._do("ROLLBACK")
-            raise
+        self._do("BEGIN")  # what is not committed when the database is closed, is not kept
+        first = self._number("SELECT count(*) FROM samples")
+        captions = iter(captions)
+        while batch := list(islice(captions, _BATCH)):
+            with self._as_table("batch", _hashed(batch, first, shard, seed)):
+                self._do("INSERT INTO samples SELECT * FROM batch")
+            first += len(batch)
+        self._do("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", shard, name, *mark)
+        self._do("COMMIT")
 
     def decide(self, ratio: float) -> None:
         """Decide all, unless it is: exactly what `inject_caption_noise` decides of the same keys, captions and ratio.
@@ -204,10 +202,8 @@ class CaptionPlan:
     @contextmanager
     def _as_table(self, name: str, table: pa.Table) -> Iterator[None]:
         self._database.register(name, table)
-        try:
-            yield
-        finally:
-            self._database.unregister(name)
+        yield
+        self._database.unregister(name)  # not after an error: it would hide that one
 
     def _do(self, statement: str, *values: object) -> None:
         self._database.execute(statement, values or None)

@@ -93,7 +93,9 @@ def read_noise_settings(record: str | Path) -> dict[str, Any]:
 def _write_all(plan: CaptionPlan, paths: Sequence[Path], out: Path, settings: dict[str, Any], progress: bool) -> None:
     known = plan.marks()
     for number, path in enumerate(tqdm(paths, "reading captions", unit="shard", disable=not progress)):
-        if path.name not in known:
+        if path.name in known:
+            _require_unchanged(path, known[path.name])
+        else:
             plan.add_shard(number, path.name, _mark(path), _captions(path, settings["caption"]), settings["seed"])
     plan.decide(settings["ratio"])
     marks, written = plan.marks(), plan.written()

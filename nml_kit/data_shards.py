@@ -119,8 +119,10 @@ def shard_samples(path: Path) -> Iterator[ShardSample]:
 
 def _members(path: Path) -> Iterator[_Member]:
     with whole_tar(path):
-        for member, _ in tar_members(path):
-            yield _Member(*sample_key(member.name), member.offset_data, member.size)
+        for member in tar_members(path):
+            key, suffix = sample_key(member.name)
+            if key:
+                yield _Member(key, suffix, member.offset_data, member.size)
 
 
 def _note(content: bytes, member: _Member, path: Path) -> Any:
