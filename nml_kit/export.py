@@ -19,6 +19,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
+from nml_kit._figure_width import narrowest_width
 from nml_kit._page_tables import mark_text_columns
 from nml_kit.errors import DataFileError
 from nml_kit.files import replacing
@@ -47,7 +48,7 @@ _TEMPLATE = """
 """
 _FIGURE = Markup(
     "<figure><figcaption>{0}</figcaption>"
-    '<div class="nml-figure" role="img" aria-label="{0}" style="height:{1}px"></div>'
+    '<div class="nml-figure" role="img" aria-label="{0}" style="height:{1}px;min-width:{3}px"></div>'
     '<script type="application/json">{2}</script></figure>'
 )
 _LONGEST = 60  # characters of a parameter
@@ -182,7 +183,8 @@ def _figure_html(figure: dict[str, Any]) -> Markup:
     content = figure_json(
         figure, responsive=True, displaylogo=False, plotlyServerURL="", modeBarButtonsToRemove=_BUTTONS
     )
-    return _FIGURE.format(figure_title(figure), height if usable else 450, content)
+    width = narrowest_width(figure["data"], figure["layout"])
+    return _FIGURE.format(figure_title(figure), height if usable else 450, content, width)
 
 
 def _attribute_allowed(tag: str, name: str, value: str) -> bool:

@@ -32,7 +32,7 @@ def spectrum_among_known(curve: pd.DataFrame, known: pd.DataFrame, *, name: str,
         look = {"color": ratio_color(ratio), "width": 1.5}
         figure.add_trace(_line(part, look, ratio_label(ratio), **ratio_legend(ratio, shown=True)))
     figure.add_trace(_line(curve, {"color": INK, "width": 3}, name, name=as_text(name)))
-    figure.update_xaxes(title_text="share of the directions (log scale)", type="log", tickformat="~%", nticks=6)
+    figure.update_xaxes(title_text="share of the directions (log scale)", type="log", tickformat="~%", dtick=1)
     figure.update_yaxes(title_text="σ<sub>i</sub> over their mean (log scale)", type="log", tickformat="~g", nticks=7)
     return finish(figure, title, height=380, legend="Noise in pre-training (our networks, icons)")
 

@@ -133,7 +133,7 @@ def test_a_figure_that_plotly_did_not_make_is_no_way_in(tmp_path, content):
     )
     body = export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8").split("</head>", 1)[1]
     assert "<script>" not in body
-    assert 'style="height:450px"' in body
+    assert 'style="height:450px;min-width:300px"' in body
 
 
 def test_images_are_inside_and_links_lead_to_the_page_or_the_web(tmp_path):

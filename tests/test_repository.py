@@ -68,7 +68,7 @@ LAYERS = (
     "tuning_study",
     "plots_evaluation practical",
     "plots_claims",
-    "_page_tables parameters",
+    "_page_tables parameters _figure_width",
     "export _kernels summary",
     "images",
     "suites status",
