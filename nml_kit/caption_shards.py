@@ -161,7 +161,13 @@ def _kept_marks(out: Path, settings: dict[str, Any]) -> dict[str, Mark]:
                 f"{out} holds captions exchanged with other settings, or of other shards; choose another directory, or "
                 "delete it."
             )
-        return {name: Mark(*mark) for name, mark in dict(found["marks"]).items()}
+        try:
+            names = settings["shards"] if (out / RECORD).exists() else []
+            return {name: Mark(*found["marks"][name]) for name in names}
+        except (LookupError, TypeError) as error:
+            raise DataFileError(
+                f"{out / SETTINGS}: expected a mark of each shard beside the record, got {error!r}; delete {out}."
+            ) from error
     if others := [name for name in (RECORD, *settings["shards"]) if (out / name).exists()]:
         raise InvalidInputError(
             f"Expected {out} to be without {others[0]}, which is not of this; choose another directory."

@@ -373,3 +373,14 @@ def test_memory_stays_within_that_of_the_database(tmp_path):
     """Its 128 MB are filled at a million samples, whose keys and captions are 300 MB in Python."""
     few, many = (peak(IN_PLAN, count, tmp_path / str(count)) for count in (100_000, 1_000_000))
     assert many - few < 160
+
+
+def test_settings_that_someone_has_changed_are_refused(tmp_path):
+    pattern = write_shards(tmp_path / "in", shuffled_captions(20, texts=20), 2)
+    inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.2, seed=0, progress=False)
+    settings = tmp_path / "out" / "noise-settings.json"
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    for marks in ({}, {"in-0000.tar": 3, "in-0001.tar": 3}, 7):
+        settings.write_text(json.dumps(content | {"marks": marks}), encoding="utf-8")
+        with pytest.raises(DataFileError, match="expected a mark of each shard"):
+            inject_caption_noise_into_shards(pattern, tmp_path / "out", 0.2, seed=0, progress=False)
