@@ -1,7 +1,7 @@
 """What supervised and contrastive pre-training share: the transform, checkpoints, the card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from nml_kit._processes import Processes
 from nml_kit.datasets import Task
 from nml_kit.files import read_tensors, write_tensors
 from nml_kit.noise import CaptionNoise, LabelNoise
@@ -32,6 +34,28 @@ def standardising_transform(train: Task) -> ImageTransform:
 def write_weights(path: Path, state: Tensors) -> None:
     """Write a network's state as a safetensors file."""
     write_tensors(path, _arrays(state))
+
+
+def train_epochs(
+    processes: Processes,
+    history: History,
+    epochs: int,
+    one_epoch: Callable[[int], dict[str, float]],
+    save: Callable[[], None],
+    *,
+    title: str,
+    progress: bool,
+) -> None:
+    """Train the epochs that `history` has no row of; it gets the row of each, and the leading process saves all."""
+    start = len(history)
+    for epoch in tqdm(range(start, epochs), title, epochs, initial=start, unit="epoch",
+                      disable=not (progress and processes.leads), leave=False):  # fmt: skip
+        with processes.lockstep():
+            row = one_epoch(epoch)
+        history.append({"epoch": epoch + 1, **row})
+        with processes.agreed():
+            if processes.leads:
+                save()
 
 
 def write_checkpoint(path: Path, parts: Mapping[str, Tensors], history: History) -> None:

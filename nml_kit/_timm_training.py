@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nml_kit._large_images import (
     EpochImages,
@@ -28,6 +27,7 @@ from nml_kit._pretraining import (
     optimizer_state,
     read_checkpoint,
     restore_optimizer,
+    train_epochs,
     write_checkpoint,
     write_weights,
 )
@@ -149,23 +149,15 @@ def _targets(recipe: TimmRecipe, num_classes: int) -> tuple[Mix, nn.Module]:
 
 
 def _train(run: _Run, checkpoint: Path, title: str, progress: bool) -> None:
-    processes, start, epochs = run.processes, len(run.history), run.recipe.epochs
-    with processes.lockstep():
-        parallel = processes.data_parallel(run.network)
-    for epoch in tqdm(range(start, epochs), title, epochs, initial=start, unit="epoch",
-                      disable=not (progress and processes.leads), leave=False):  # fmt: skip
-        with processes.lockstep():
-            row = {
-                "epoch": epoch + 1,
-                "loss": _train_epoch(run, parallel, epoch),
-                "test_accuracy": _accuracy(run, run.test),
-            }
-            if len(run.flipped):
-                row["memorised"] = _accuracy(run, run.flipped)
-        run.history.append(row)
-        with processes.agreed():
-            if processes.leads:
-                _save(run, checkpoint)
+    with run.processes.lockstep():
+        parallel = run.processes.data_parallel(run.network)
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        row = {"loss": _train_epoch(run, parallel, epoch), "test_accuracy": _accuracy(run, run.test)}
+        return row | ({"memorised": _accuracy(run, run.flipped)} if len(run.flipped) else {})
+
+    train_epochs(run.processes, run.history, run.recipe.epochs, one_epoch, lambda: _save(run, checkpoint),
+                 title=title, progress=progress)  # fmt: skip
 
 
 def _save(run: _Run, checkpoint: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from nml_kit._pretraining import (
     WEIGHTS,
@@ -18,6 +17,7 @@ from nml_kit._pretraining import (
     pretraining_card,
     read_checkpoint,
     standardising_transform,
+    train_epochs,
     write_checkpoint,
     write_weights,
 )
@@ -188,21 +188,17 @@ def _start(
 
 
 def _train(run: _Run, recipe: Recipe, seed: int, checkpoint: Path, label: str, progress: bool) -> None:
-    processes, start = run.processes, len(run.history)
+    processes = run.processes
     with processes.lockstep():
         parallel = processes.data_parallel(run.network)
-    epochs = range(start, recipe.epochs)
-    for epoch in tqdm(epochs, f"pretrain {label} seed={seed}", recipe.epochs, initial=start, unit="epoch",
-                      disable=not (progress and processes.leads), leave=False):  # fmt: skip
-        with processes.lockstep():
-            loss = train_epoch(parallel, run.optimizer, run.train, recipe, epoch, seed, processes)
-            row = {"epoch": epoch + 1, "loss": loss, "test_accuracy": accuracy(run.network, run.test, processes)}
-            if len(run.flipped.labels):
-                row["memorised"] = accuracy(run.network, run.flipped, processes)
-        run.history.append(row)
-        with processes.agreed():
-            if processes.leads:
-                _save(run, checkpoint)
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        loss = train_epoch(parallel, run.optimizer, run.train, recipe, epoch, seed, processes)
+        row = {"loss": loss, "test_accuracy": accuracy(run.network, run.test, processes)}
+        return row | ({"memorised": accuracy(run.network, run.flipped, processes)} if len(run.flipped.labels) else {})
+
+    train_epochs(processes, run.history, recipe.epochs, one_epoch, lambda: _save(run, checkpoint),
+                 title=f"pretrain {label} seed={seed}", progress=progress)  # fmt: skip
 
 
 def _save(run: _Run, checkpoint: Path) -> None:

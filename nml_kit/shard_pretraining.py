@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from nml_kit._clip import build_clip, open_clip_library
 from nml_kit._pretraining import (
@@ -20,6 +19,7 @@ from nml_kit._pretraining import (
     optimizer_state,
     read_checkpoint,
     restore_optimizer,
+    train_epochs,
     write_checkpoint,
     write_weights,
 )
@@ -148,14 +148,11 @@ def _train(
             restore_optimizer(run.clip, run.optimizer, parts["optimizer"])
     with processes.lockstep():
         parallel = processes.data_parallel(run.clip)
-    start = len(run.history)
-    for epoch in tqdm(range(start, recipe.epochs), f"pretrain on shards seed={seed}", recipe.epochs, initial=start,
-                      unit="epoch", disable=not (progress and processes.leads), leave=False):  # fmt: skip
-        with processes.lockstep():
-            run.history.append({"epoch": epoch + 1, **_train_epoch(run, parallel, epoch)})
-        with processes.agreed():
-            if processes.leads:
-                _save(run, checkpoint)
+    train_epochs(
+        processes, run.history, recipe.epochs,
+        lambda epoch: _train_epoch(run, parallel, epoch), lambda: _save(run, checkpoint),
+        title=f"pretrain on shards seed={seed}", progress=progress,
+    )  # fmt: skip
     if processes.leads:
         write_weights(work / "entry" / WEIGHTS, run.clip.state_dict())
     return run, _evaluation_transform(run.clip)
