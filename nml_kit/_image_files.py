@@ -177,8 +177,13 @@ def decode_images(images: Any, ids: NDArray[np.str_], name: str) -> NDArray[Any]
         return np.empty((0, 0, 0, 3), dtype=np.uint8)
     if len({image.shape for image in pixels}) == 1:
         return np.stack(pixels)
-    column = np.empty(len(pixels), dtype=object)
-    column[:] = pixels
+    return as_objects(pixels)
+
+
+def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """An object array (N,) of any values: a long text does not pad all, arrays stay apart."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
     return column
 
 

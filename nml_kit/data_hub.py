@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nml_kit._image_files import LazyImages, Stamp
+from nml_kit._image_files import LazyImages, Stamp, as_objects
 from nml_kit.data_folders import official_splits
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
 from nml_kit.tasks import Task, classes_of, make_task
@@ -222,6 +222,4 @@ def _joined_texts(rows: Any, columns: Sequence[str]) -> NDArray[np.object_]:
 
 def _texts(values: Sequence[str]) -> NDArray[np.object_]:
     """Texts (N,) as objects: a long one does not pad all."""
-    column = np.empty(len(values), dtype=object)
-    column[:] = list(values)
-    return column
+    return as_objects(list(values))

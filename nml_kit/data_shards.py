@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nml_kit._image_files import FileParts, LazyImages
+from nml_kit._image_files import FileParts, LazyImages, as_objects
 from nml_kit._tar import sample_key, tar_members, whole_tar
 from nml_kit.data_folders import IMAGE_SUFFIXES, official_splits
 from nml_kit.errors import DataFileError, MissingDependencyError
@@ -147,8 +147,7 @@ def _column(
     samples: list[ShardSample], field: str, shards: list[Path], shard_of: NDArray[np.int64]
 ) -> NDArray[np.object_] | None:
     """One value a sample, or None if no sample has one; as objects, so that a long text does not pad all."""
-    column = np.empty(len(samples), dtype=object)
-    column[:] = [getattr(sample, field) for sample in samples]
+    column = as_objects([getattr(sample, field) for sample in samples])
     missing = np.array([value is None for value in column])
     if missing.all():
         return None

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nml_kit._image_files import LazyImages, image_files
+from nml_kit._image_files import LazyImages, as_objects, image_files
 from nml_kit.errors import DataFileError
 from nml_kit.tasks import Task, classes_of, make_task, padded_texts
 
@@ -121,9 +121,7 @@ def _read_delimited(path: Path) -> pa.Table:
 
 def _objects(column: pa.ChunkedArray) -> NDArray[np.object_]:
     """Texts (N,) as objects: a long one does not pad all."""
-    texts = np.empty(len(column), dtype=object)
-    texts[:] = _without_gaps(column).cast(pa.large_string()).to_pylist()
-    return texts
+    return as_objects(_without_gaps(column).cast(pa.large_string()).to_pylist())
 
 
 def _label_values(column: pa.ChunkedArray) -> Any:
@@ -151,9 +149,7 @@ def _images(table: pa.Table, folder: Path) -> tuple[NDArray[np.object_] | LazyIm
             return _encoded_images(table), None
         column = _without_gaps(column.field("path"))
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        encoded = np.empty(len(column), dtype=object)
-        encoded[:] = column.to_pylist()
-        return encoded, None
+        return as_objects(column.to_pylist()), None
     paths = column.cast(pa.large_string()).to_pylist()
     return image_files([folder / path for path in paths]), paths
 
@@ -186,7 +182,4 @@ def _texts(column: pa.ChunkedArray) -> NDArray[np.str_]:
 
 
 def _encoded_images(table: pa.Table) -> NDArray[np.object_]:
-    encoded = table["image"].combine_chunks().field("bytes").to_pylist()
-    column = np.empty(len(encoded), dtype=object)
-    column[:] = encoded
-    return column
+    return as_objects(table["image"].combine_chunks().field("bytes").to_pylist())

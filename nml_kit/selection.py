@@ -125,12 +125,19 @@ def select_head(
 
     key = _selection_key(features, fold, heads, seed)
     arrays = (store or Store()).get_or_build(SELECTION_KIND, key, build).tensors("selection.safetensors")
+    return as_selection(arrays, heads, fold, method, test)
+
+
+def as_selection(
+    arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, BaseEstimator], fold: Fold, method: str, test: Features
+) -> Selection:
+    """The selection whose validation accuracies, predictions and singular values were stored."""
     chosen = int(np.argmax(arrays["validation_accuracy"]))
     evaluation = Evaluation(
         fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"],
-        settings_hash(list(heads.values())[chosen]),
+        settings_hash(list(settings.values())[chosen]),
     )  # fmt: skip
-    return Selection(tuple(heads), arrays["validation_accuracy"], chosen, evaluation)
+    return Selection(tuple(settings), arrays["validation_accuracy"], chosen, evaluation)
 
 
 class Choice(NamedTuple):

@@ -14,7 +14,7 @@ from nml_kit._parallel import in_parallel
 from nml_kit.backbones import Backbone
 from nml_kit.datasets import Task
 from nml_kit.errors import unknown_name
-from nml_kit.evaluate import Evaluation, fit_all, head_settings, outcome, settings_hash
+from nml_kit.evaluate import fit_all, head_settings, outcome
 from nml_kit.extraction import Source, study_folds, study_sources
 from nml_kit.features import Features
 from nml_kit.files import write_tensors
@@ -28,6 +28,7 @@ from nml_kit.selection import (
     Candidates,
     Choice,
     Selection,
+    as_selection,
     expanded,
     select_heads,
     validation_split,
@@ -97,12 +98,7 @@ def select_tuning(choice: TuningChoice, store: Store | None = None) -> Selection
                 "trained_parameters": model.trained_parameters}  # fmt: skip
 
     arrays = (store or Store()).get_or_build(TUNING_KIND, _key(choice), build).tensors("tuning.safetensors")
-    chosen = int(np.argmax(arrays["validation_accuracy"]))
-    evaluation = Evaluation(
-        fold, method, test.ids, test.labels, arrays["predictions"], arrays["singular_values"],
-        settings_hash(list(settings.values())[chosen]),
-    )  # fmt: skip
-    return Selection(tuple(settings), arrays["validation_accuracy"], chosen, evaluation)
+    return as_selection(arrays, settings, fold, method, test)
 
 
 def run_tuning_study(
