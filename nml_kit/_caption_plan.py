@@ -50,6 +50,10 @@ def caption_plan(work: Path) -> Iterator["CaptionPlan"]:
         import duckdb
     except ModuleNotFoundError as error:
         raise MissingDependencyError("Noise for shards needs duckdb: pip install 'nml_kit[shards]'.") from error
+    except ImportError as error:
+        if not _is_interrupt(error):
+            raise
+        raise KeyboardInterrupt from error
     work.mkdir(parents=True, exist_ok=True)
     spilled = work / "spilled"
     shutil.rmtree(spilled, ignore_errors=True)  # a killed process left it
@@ -59,17 +63,21 @@ def caption_plan(work: Path) -> Iterator["CaptionPlan"]:
             database.execute("SET enable_progress_bar = false")  # it would go to stdout
             database.execute(_TABLES)
             yield CaptionPlan(database)
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
-    except duckdb.Error as error:
+    except (duckdb.Error, RuntimeError) as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
+        if not isinstance(error, duckdb.Error):
+            raise
         raise StoreError(
             f"Expected to work in {work}, got: {error} Make room there and run again, what is done is kept; if that "
             "does not help, delete it and begin anew."
         ) from error
-    except RuntimeError as error:
-        if str(error) != "Query interrupted":
-            raise
-        raise KeyboardInterrupt from error  # what duckdb makes of Ctrl-C
+
+
+def _is_interrupt(error: Exception) -> bool:
+    """Whether it is what duckdb makes of Ctrl-C: while it is loaded, in a query, or while it is handed rows."""
+    signs = ("INTERRUPT Error", "Query interrupted", "KeyboardInterrupt")
+    return isinstance(error.__cause__, KeyboardInterrupt) or any(sign in str(error) for sign in signs)
 
 
 class CaptionPlan:
