@@ -41,6 +41,9 @@ def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind
     rows = [(one.kind, one.digest[:12], f"{one.bytes / 1e6:.1f}", one.created, one.problem) for one in entries]
     show_table(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
     typer.echo(f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
+    for copies in sorted((store.root / "shards").glob("*/")):
+        size = sum(path.stat().st_size for path in copies.glob("*.tar"))
+        typer.echo(f"noisy copies of shards, {size / 1e6:.1f} MB, which nothing prunes: {copies}")
 
 
 @store_app.command()

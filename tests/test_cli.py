@@ -142,6 +142,15 @@ def test_the_store_is_listed_verified_and_pruned(filled_store):
     assert nml("store", "list").output.endswith("0 entries, 0.0 MB\n")
 
 
+def test_copies_of_shards_are_listed_with_their_size(filled_store):
+    copies = filled_store.path.parents[2] / "shards" / "0123456789abcdef"
+    copies.mkdir(parents=True)
+    for number in range(3):
+        (copies / f"{number}.tar").write_bytes(bytes(500_000))
+    told = nml("store", "list").output.splitlines()[-1]
+    assert told == f"noisy copies of shards, 1.5 MB, which nothing prunes: {copies}"
+
+
 def test_the_summary_is_a_table_with_the_pages_to_open(tmp_path):
     run_dir = tmp_path / "runs" / "demo" / "00"
     run_dir.mkdir(parents=True)
