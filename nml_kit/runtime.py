@@ -206,6 +206,15 @@ def backbone_parameters(backbone: Backbone) -> int:
     return sum(parameter.numel() for parameter in image_network(backbone.encode).parameters())
 
 
+def two_digits(value: float) -> str:
+    """Two significant digits as text, below a million without an exponent.
+
+    >>> two_digits(0.0237), two_digits(9.23), two_digits(1234.5)
+    ('0.024', '9.2', '1,200')
+    """
+    return f"{float(f'{value:.2g}'):,g}"
+
+
 def machine_in_words() -> str:
     """What seconds depend on now: cores, threads that are used, libraries and, where the system tells, the load."""
     cores = cpu_count()

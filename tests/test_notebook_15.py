@@ -4,7 +4,7 @@ import pytest
 
 from nml_kit.origins import Origin, pretrained_backbone, pretraining_task
 from nml_kit.profiles import load_profile
-from nml_kit.runtime import HEADS, backbone_parameters, costs
+from nml_kit.runtime import HEADS, backbone_parameters, costs, two_digits
 from nml_kit.store import Store
 from tests.one_notebook import NotebookRun, run_notebook
 
@@ -25,7 +25,7 @@ def test_titles_and_sentences_are_those_of_the_repeats(run):
     fits = costs(seconds).query("step == 'fit'").groupby(["quantity", "method"])["median"].agg(["min", "max"])
     for (quantity, method), (low, high) in fits.iterrows():
         place, unit = (0, "s") if quantity == "seconds" else (1, "times")
-        assert (f"{method} {low:.2g} to {high:.2g} {unit}" in run.titles[place]) == (
+        assert (f"{method} {two_digits(low)} to {two_digits(high)} {unit}" in run.titles[place]) == (
             (quantity, method) != ("ratio to LP", "LP")
         )
     assert "Measured** on one thread of " in run.said
