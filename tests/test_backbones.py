@@ -93,6 +93,21 @@ def test_any_callable_works_once_it_has_a_fingerprint():
     np.testing.assert_allclose(backbone(IMAGES).numpy(), IMAGES.mean(axis=(1, 2)), rtol=1e-6)
 
 
+def test_large_images_go_through_a_cpu_a_few_at_a_time():
+    seen = []
+
+    def mean_colour(images):
+        seen.append(len(images))
+        return images.mean(dim=(2, 3))
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 224, 224, 3), dtype=np.uint8)
+    backbone = Backbone("colour", mean_colour, "v1", ImageTransform((0.0,) * 3, (1.0,) * 3))
+    np.testing.assert_allclose(backbone(images).numpy(), images.mean(axis=(1, 2)) / 255, rtol=1e-5)
+    assert seen == [8, 8, 4]
+    backbone(images[:, :32, :32])
+    assert seen[3:] == [20]
+
+
 def test_features_of_the_wrong_shape_are_refused():
     backbone = Backbone("flat", lambda images: images.mean(axis=(1, 2, 3)), "v1", None)
     with pytest.raises(InvalidInputError, match=r"expected features of shape \(3, D\), but got \(3,\)"):
