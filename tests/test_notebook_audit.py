@@ -41,6 +41,9 @@ def test_from_files_to_a_page_and_a_head(tmp_path):
     samples = pd.read_parquet(run.run_dir / "samples.parquet").query("method == 'LP' and seed == 0")
     said = [classes[code] for code in samples.sort_values("sample")["prediction"]]
     assert [classes[code] for code in logits(X[160:]).argmax(axis=1)] == said
+    session = pytest.importorskip("onnxruntime").InferenceSession(run.run_dir / "head.onnx")
+    (there,) = session.run(["logits"], {"features": X[160:]})
+    np.testing.assert_allclose(there, logits(X[160:]), atol=1e-5)
     np.save(tmp_path / "y.npy", np.roll(names[:160], 1))  # the same names, other content: nothing stale is shown
     again = run_audit(tmp_path, "--train", "X.npy", "y.npy", "--test", "Xt.npy", "yt.npy")
     assert again.returncode == 0
