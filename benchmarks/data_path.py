@@ -10,12 +10,11 @@ import torch
 
 from benchmarks.measure import Row, compare, exponent, in_turn
 from nml_kit import LinearProbe, extract_features, load_backbone, load_task
-from nml_kit._sgd import draw_shifts, shift_images
 from nml_kit.backbones import Backbone
-from nml_kit.datasets import Task
+from nml_kit.data import Task
 from nml_kit.features import BATCH_ROWS
-from nml_kit.files import read_tensors, write_tensors
-from nml_kit.store import Store
+from nml_kit.pretraining import draw_shifts, shift_images
+from nml_kit.store import Store, read_tensors, write_tensors
 
 
 def repeated(task: Task, times: int) -> Task:

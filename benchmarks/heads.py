@@ -22,9 +22,7 @@ from nml_kit import (
     load_task,
     regularisation_path,
 )
-from nml_kit.extraction import study_folds
-from nml_kit.origins import downstream_tasks
-from nml_kit.study import make_head
+from nml_kit.study import downstream_tasks, make_head, study_folds
 
 BATCH = 64
 

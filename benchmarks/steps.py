@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, compare, where_time_goes
-from nml_kit._head_training import Stack, Trainee, TrainingSettings, build_network
+from nml_kit.heads import Stack, Trainee, TrainingSettings, build_network
 
 NUM_CLASSES = 10
 # hidden width as a multiple of D, samples M, features D, target against the textbook step

@@ -17,15 +17,20 @@ import typer
 from sheet import fill, markdown
 
 from nml_kit import Store, load_profile
-from nml_kit.claims import CLAIMS, judge_claims, verdict_counts
-from nml_kit.evaluate import write_results
-from nml_kit.files import write_json
-from nml_kit.frozen import save_frozen
-from nml_kit.origins import Origin, is_origin_stored, pretrained_backbone, pretraining_task
-from nml_kit.profiles import Profile
-from nml_kit.reference import backbone_file
-from nml_kit.run_tables import read_run_tables
-from nml_kit.status import read_statuses
+from nml_kit.backbones import save_frozen
+from nml_kit.batch import read_statuses
+from nml_kit.inference import CLAIMS, judge_claims, verdict_counts
+from nml_kit.store import write_json
+from nml_kit.study import (
+    Origin,
+    Profile,
+    backbone_file,
+    is_origin_stored,
+    pretrained_backbone,
+    pretraining_task,
+    read_run_tables,
+    write_results,
+)
 
 HERE = Path(__file__).parent
 PROFILE = "small"

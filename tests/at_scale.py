@@ -13,16 +13,13 @@ import pandas as pd
 import torch
 
 from nml_kit import Store, inject_label_noise, load_profile, load_task, run_study
-from nml_kit import _timm_training as timm_training
-from nml_kit._clip import open_clip_library
-from nml_kit.backbones import Backbone
-from nml_kit.large_recipes import ShardRecipe, TimmRecipe
+from nml_kit.audit import practical_tasks, run_practical
+from nml_kit.backbones import Backbone, open_clip_library
+from nml_kit.data import Task
 from nml_kit.noise import LabelNoise
-from nml_kit.practical import practical_tasks, run_practical
-from nml_kit.pretrain import pretrain
-from nml_kit.profiles import Profile
-from nml_kit.shard_pretraining import pretrain_on_shards
-from nml_kit.tasks import Task
+from nml_kit.pretraining import ShardRecipe, TimmRecipe, pretrain, pretrain_on_shards
+from nml_kit.pretraining import timm as timm_training
+from nml_kit.study import Profile
 
 RANK = int(os.environ.get("RANK", "0"))
 PATTERN = "{000000..000005}.tar"

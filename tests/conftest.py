@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from nml_kit.datasets import Task
+from nml_kit.data import Task
 from nml_kit.store import Store
 
 

@@ -9,8 +9,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from nml_kit import batch, suites
-from nml_kit.export import PLOTLY_MIME
+from nml_kit.batch import batch, suites
+from nml_kit.pages import PLOTLY_MIME
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SMALLEST = str(Path(__file__).parent / "smallest.yaml")

@@ -9,7 +9,7 @@ import pytest
 
 import nml_kit
 
-MODULES = [f"nml_kit.{module.name}" for module in pkgutil.iter_modules(nml_kit.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(nml_kit.__path__, "nml_kit.") if not module.ispkg]
 OPTIONS = doctest.NORMALIZE_WHITESPACE
 
 

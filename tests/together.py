@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from nml_kit import Recipe, Store, extract_features, inject_label_noise, load_backbone, pretrain
-from nml_kit import features as features_module
 from nml_kit import pretrain as pretrain_function
-from nml_kit._processes import launched_processes
-from nml_kit._sgd import PreparedImages, make_optimizer, train_epoch
+from nml_kit.backbones import build_network
 from nml_kit.errors import NMLError
-from nml_kit.networks import build_network
-from nml_kit.pretrain import standardising_transform
+from nml_kit.features import features as features_module
+from nml_kit.pretraining import PreparedImages, launched_processes, make_optimizer, standardising_transform, train_epoch
 from tests.conftest import make_task
 
 SHARD_ROWS = 20

@@ -16,14 +16,11 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from nml_kit._explorer import Explorer
 from nml_kit.backbones import load_backbone
-from nml_kit.datasets import Task, load_task
-from nml_kit.evaluate import RESULT_COLUMNS
-from nml_kit.profiles import load_profile
-from nml_kit.results import StudyResults
-from nml_kit.status import RunStatus, write_status
-from nml_kit.widgets import NoiseComparison, NoiseGallery, RunMonitor, SpectrumExplorer, TermPlayground
+from nml_kit.batch import RunStatus, write_status
+from nml_kit.data import Task, load_task
+from nml_kit.study import RESULT_COLUMNS, StudyResults, load_profile
+from nml_kit.widgets import Explorer, NoiseComparison, NoiseGallery, RunMonitor, SpectrumExplorer, TermPlayground
 from tests.conftest import make_task
 
 MARKUP = {

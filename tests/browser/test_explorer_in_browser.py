@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from nml_kit.status import RunStatus, write_status
+from nml_kit.batch import RunStatus, write_status
 from tests.browser.servers import ROOT, TOKEN, open_browser, page_without_errors, served
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]

@@ -10,9 +10,8 @@ import plotly.graph_objects as go
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from nml_kit.export import PLOTLY_MIME, export_html
-from nml_kit.plots_explorer import spectrum_page
-from nml_kit.plots_noise import transition_page
+from nml_kit.pages import PLOTLY_MIME, export_html
+from nml_kit.plots import spectrum_page, transition_page
 from tests.browser.servers import open_browser, page_without_errors
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]

@@ -15,10 +15,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from playwright.sync_api import Page, expect
 from plotly.offline import get_plotlyjs
 
-from nml_kit import _figure_view
-from nml_kit._explorer import Explorer
-from nml_kit._figure_view import FigureView
-from nml_kit.export import PLOTLY_MIME, export_html
+from nml_kit.pages import PLOTLY_MIME, export_html
+from nml_kit.widgets import Explorer, FigureView
+from nml_kit.widgets import view as _figure_view
 from tests.browser.hostile_results import EVERY, EXPLORERS, MARKUP, NAMES, write_tasks
 from tests.browser.servers import open_browser
 

@@ -10,9 +10,9 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from nml_kit.status import read_statuses
+from nml_kit.batch import read_statuses
 
-NML = [sys.executable, "-c", "from nml_kit.cli import app; app(prog_name='nml')"]
+NML = [sys.executable, "-c", "from nml_kit.cli.main import app; app(prog_name='nml')"]
 # In each kernel, before anything else: its directory, which is that of the run, is noted.
 _COUNT = """
 import os, sys
@@ -77,7 +77,7 @@ class Place:
         return found
 
     def leftovers(self) -> list[str]:
-        """Temporary and unfinished files; the hidden directories of locks stay, as `nml_kit.status` says."""
+        """Temporary and unfinished files; the hidden directories of locks stay, as `nml_kit.batch.status` says."""
         names = {"unfinished.ipynb", "kernel.log"}
         paths = [path for path in (*self.runs.rglob("*"), *self.home.rglob("*")) if not path.is_dir()]
         left = [path for path in paths if path.name.startswith(".tmp") or path.name in names]

@@ -11,19 +11,17 @@ import nbformat
 import numpy as np
 import pytest
 
-from nml_kit import batch, suites
+from nml_kit.batch import RunStatus, batch, read_statuses, suites, write_status
 from nml_kit.errors import StoreError
-from nml_kit.files import write_tensors
-from nml_kit.status import RunStatus, read_statuses, write_status
-from nml_kit.store import Store
+from nml_kit.store import Store, write_tensors
+from tests.batch.test_batch import write_notebook
 from tests.faults.running import Place, ended, wait_for
-from tests.test_batch import write_notebook
 
 pytestmark = pytest.mark.xdist_group("faults")
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""'
 ENTRY = """
 import numpy as np
-from nml_kit.files import write_tensors
+from nml_kit.store import write_tensors
 from nml_kit.store import Store
 
 def build(work):

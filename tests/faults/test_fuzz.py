@@ -11,18 +11,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nml_kit import suites
-from nml_kit._yaml import parse_yaml
-from nml_kit.data_tables import REQUIRED_COLUMNS
-from nml_kit.datasets import load_task
+from nml_kit.batch import RunStatus, current_status, is_done, read_statuses, suites, summary_of_runs, write_plan
+from nml_kit.data import REQUIRED_COLUMNS, load_noise, load_task, noise_fingerprint, save_noise
 from nml_kit.errors import NMLError
 from nml_kit.noise import inject_caption_noise, inject_label_noise
-from nml_kit.profiles import load_profile, profiles_dir
-from nml_kit.records import load_noise, noise_fingerprint, save_noise
-from nml_kit.status import RunStatus, current_status, is_done, read_statuses, write_plan
-from nml_kit.store import Store, fingerprint
-from nml_kit.summary import summary_of_runs
-from tests.test_summary import summary_frame
+from nml_kit.store import Store, fingerprint, parse_yaml
+from nml_kit.study import load_profile, profiles_dir
+from tests.batch.test_summary import summary_frame
 
 fuzz = settings(
     deadline=10_000, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -243,7 +238,7 @@ def test_names_of_planned_runs(outside, name):
 
 
 def build(work):
-    from nml_kit.files import write_tensors
+    from nml_kit.store import write_tensors
 
     write_tensors(work / "entry" / "tensors.safetensors", {"x": np.arange(3)})
     return {"rows": 3}

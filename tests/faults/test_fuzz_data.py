@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nml_kit.datasets import load_task
+from nml_kit.data import load_task
 from tests.faults.test_fuzz import HOSTILE_TEXTS, as_bytes, columns, damage, fuzz, mutated, outside, tried  # noqa: F401
 from tests.pictures import encoded, pixels
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, writes
 
-from nml_kit import export, plots
-from nml_kit.datasets import Task, load_task
+from nml_kit import plots
+from nml_kit.batch import summary_of_runs
+from nml_kit.data import Task, load_noise, load_task, save_noise
 from nml_kit.errors import DataFileError, NMLError
-from nml_kit.export import PLOTLY_MIME, export_html
-from nml_kit.files import read_json, read_tensors, stays_inside
 from nml_kit.noise import inject_label_noise
-from nml_kit.records import load_noise, save_noise
-from nml_kit.summary import summary_of_runs
+from nml_kit.pages import PLOTLY_MIME, export_html
+from nml_kit.pages import notebook as export
+from nml_kit.store import read_json, read_tensors, stays_inside
 
 HOSTILE = ["<img src=x onerror=alert(1)>", '<a href="javascript:alert(1)">x</a>', "</script><script>alert(1)</script>"]
 OUR_TAGS = re.compile(r'<br>|</?sub>|<extra></extra>|<span style="[^"<>]*">random init [\d.]+</span>')

@@ -7,8 +7,8 @@ import time
 import nbformat
 import pytest
 
+from tests.batch.test_batch import write_notebook
 from tests.faults.running import Place, ended, wait_for
-from tests.test_batch import write_notebook
 
 pytestmark = pytest.mark.xdist_group("interrupted")
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""'

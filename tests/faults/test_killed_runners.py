@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.batch.test_batch import write_notebook
 from tests.faults.running import Place, ended, wait_for
-from tests.test_batch import write_notebook
 
 pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(300)]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

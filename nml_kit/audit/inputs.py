@@ -1,0 +1,144 @@
+"""Features that someone else extracted: arrays of numbers and labels, in memory or in files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.features import Features
+from nml_kit.store import fingerprint, read_table, read_tensors
+
+_TEST_FRACTION = 0.25
+_KINDS = (".npy", ".safetensors", ".parquet")
+
+
+def read_array(path: str | Path) -> NDArray[Any]:
+    """Read a .npy file (mapped, never unpickled), the one tensor of a .safetensors file, or a .parquet table.
+
+    A table's columns become the columns of a matrix; a single one a vector. Raises InvalidInputError for another kind
+    of file, DataFileError if it is missing, cut short or holds something else.
+    """
+    path = Path(path)
+    if path.suffix not in _KINDS:
+        raise InvalidInputError(f"Expected a file that ends in {', '.join(_KINDS)}, got {path}.")
+    if path.suffix == ".safetensors":
+        tensors = read_tensors(path)
+        if len(tensors) != 1:
+            raise DataFileError(f"{path}: expected one tensor, got {len(tensors)}: {', '.join(sorted(tensors))}.")
+        return next(iter(tensors.values()))
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        table = read_table(path, [])
+        columns = [column.to_numpy(zero_copy_only=False) for column in table.itercolumns()]
+        return columns[0] if len(columns) == 1 else np.column_stack(columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataFileError(
+            f"Expected an array in {path}, got {type(error).__name__}: {error}; save it anew."
+        ) from error
+
+
+def features_from_files(
+    train: str | Path,
+    labels: str | Path,
+    test: str | Path = "",
+    test_labels: str | Path = "",
+    *,
+    domains: str | Path = "",
+    test_domains: str | Path = "",
+) -> Features:
+    """`features_from_arrays` of the arrays in files (see `read_array`); an empty path is none. The name is the file's.
+
+    Raises InvalidInputError also if one of test features and test labels comes without the other.
+    """
+    if bool(str(test)) != bool(str(test_labels)):
+        raise InvalidInputError("Expected test features and test labels, or neither, got one of the two.")
+    X, y, X_test, y_test, at, at_test = (
+        read_array(path) if str(path) else None for path in (train, labels, test, test_labels, domains, test_domains)
+    )
+    if X is None or y is None:
+        raise InvalidInputError("Expected files of train features and their labels, got none.")
+    return features_from_arrays(X, y, X_test, y_test, domains=at, domains_test=at_test, name=Path(train).stem)
+
+
+def features_from_arrays(
+    X: ArrayLike,
+    y: ArrayLike,
+    X_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    *,
+    domains: ArrayLike | None = None,
+    domains_test: ArrayLike | None = None,
+    name: str = "features",
+    seed: int = 0,
+) -> Features:
+    """Features (N, D) with labels (N,) of any kind, and domains (N,) if there are several, as a `Features` value.
+
+    Without test samples, a quarter of the given ones, stratified by class and drawn by `seed`, is set apart as such.
+    Raises InvalidInputError for features that are not a finite matrix of numbers, lengths that differ, another width
+    of the test features, test classes that were not trained on, or fewer than two classes.
+
+    >>> X, y = np.eye(8), np.array(["cat", "dog"] * 4)
+    >>> features = features_from_arrays(X, y)
+    >>> features.class_names, (features.splits == "test").sum().item()
+    (('cat', 'dog'), 2)
+    """
+    parts = [_checked("train", X, y, domains)]
+    if X_test is not None:
+        parts.append(_checked("test", X_test, [] if y_test is None else y_test, domains_test))
+    widths = {part[0].shape[1] for part in parts}
+    if len(widths) > 1:
+        raise InvalidInputError(f"Expected train and test features of one width, got {sorted(widths)}.")
+    values, labels, named = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    classes = np.unique(parts[0][1])
+    unknown = np.setdiff1d(labels, classes)
+    if len(classes) < 2 or len(unknown):
+        raise InvalidInputError(
+            f"Expected at least two classes, all with train samples, got {len(classes)} classes of train samples"
+            + (f" and test labels such as {unknown[0]!r} without any." if len(unknown) else ".")
+        )
+    codes = np.searchsorted(classes, labels)
+    splits = np.repeat(["train", "test"][: len(parts)], [len(part[0]) for part in parts])
+    if X_test is None:
+        splits = _with_test(codes, seed)
+    ids = np.array([f"{row:09d}" for row in range(len(values))])
+    content = {"values": values, "labels": codes, "domains": named, "splits": splits}
+    return Features(name, values, ids, codes, tuple(map(str, classes)), named, splits, fingerprint(content))
+
+
+def _checked(
+    split: str, X: ArrayLike, y: ArrayLike, domains: ArrayLike | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.str_]]:
+    values, labels = np.asarray(X), np.asarray(y)
+    if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise InvalidInputError(
+            f"Expected {split} features as a matrix of numbers (N, D) without NaN or infinity, got {values.dtype} of "
+            f"shape {values.shape}."
+        )
+    names = np.full(len(values), "all") if domains is None else np.asarray(domains).astype(np.str_)
+    for what, column in (("labels", labels), ("domains", names)):
+        if column.shape != (len(values),):
+            raise InvalidInputError(
+                f"Expected one of {split} {what} for each of {len(values)} rows, got shape {column.shape}."
+            )
+    floats = values.dtype if values.dtype in (np.float16, np.float32, np.float64) else np.float64
+    return values.astype(floats, copy=False), labels, names
+
+
+def _with_test(codes: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
+    size = max(round(_TEST_FRACTION * len(codes)), len(np.unique(codes)))
+    splitter = StratifiedShuffleSplit(n_splits=1, test_size=size, random_state=seed)
+    try:
+        _, test = next(splitter.split(codes, codes))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"Expected at least two samples of every class to set a test part apart, got {np.bincount(codes).min()} of "
+            "one; give test samples of their own."
+        ) from error
+    splits = np.full(len(codes), "train")
+    splits[test] = "test"
+    return splits

@@ -1,0 +1,141 @@
+"""The value that every loader of backbones returns, the hash of its weights, and errors that loaders share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from json import dumps
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nml_kit.backbones.transforms import Transform
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
+from nml_kit.store import fingerprint
+
+# Activations of more no longer stay in a CPU's caches: EfficientNet-Lite0 takes three times as long a picture.
+_CPU_PIXELS = 8 * 224 * 224
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen feature extractor: `encode` maps a batch of inputs to features (B, D).
+
+    `fingerprint` identifies the weights; with transform, layer and `settings` (what else was resolved, as the
+    architecture, the tokenizer or the pooling) it decides which cached features fit. `shard_rows` is how many rows are
+    kept at once while features are extracted, where each costs money. `print` says what was resolved.
+    """
+
+    name: str
+    encode: Callable[[Any], Any]
+    fingerprint: str
+    transform: Transform | None
+    layer: str = "penultimate"
+    card: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    shard_rows: int | None = None
+
+    def __str__(self) -> str:
+        parts = {"weights": self.fingerprint[:12], "layer": self.layer, **(self.settings or {})}
+        parts["transform"] = None if self.transform is None else self.transform.settings
+        return "\n".join([self.name, *_lines(parts)])
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Everything about the backbone that determines its features."""
+        key = {
+            "weights": self.fingerprint,
+            "transform": None if self.transform is None else self.transform.settings,
+            "layer": self.layer,
+        }
+        return key if self.settings is None else key | {"settings": self.settings}
+
+    @property
+    def _device(self) -> torch.device:
+        weights = self.encode.parameters() if isinstance(self.encode, nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
+
+    def on(self, device: torch.device) -> "Backbone":
+        """This backbone on a device, a copy of it where it has to move; what is not a torch module stays."""
+        if not isinstance(self.encode, nn.Module) or device == self._device:
+            return self
+        return replace(self, encode=deepcopy(self.encode).to(device))
+
+    @torch.inference_mode()
+    def __call__(self, inputs: NDArray[Any]) -> Tensor:
+        """Features (B, D) float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
+
+        Images of several sizes come as an object array (B,) of uint8 (h, w, 3). Raises InvalidInputError if the
+        network is not in eval mode or does not return one row per input.
+        """
+        if isinstance(self.encode, nn.Module) and any(module.training for module in self.encode.modules()):
+            raise InvalidInputError(
+                f"Backbone {self.name!r}: expected a network in eval mode, but part of it is in training mode; "
+                "call .eval() on it."
+            )
+        batch = inputs if self.transform is None else self.transform.prepare(inputs, self._device)
+        return torch.cat([self._encoded(part) for part in _parts(batch)])
+
+    def _encoded(self, batch: Any) -> Tensor:
+        features = torch.as_tensor(self.encode(batch)).float().cpu()
+        if features.ndim != 2 or len(features) != len(batch):
+            raise InvalidInputError(
+                f"Backbone {self.name!r}: expected features of shape ({len(batch)}, D), "
+                f"but got {tuple(features.shape)}; pool its output to one row per input."
+            )
+        return features
+
+
+def _parts(batch: Any) -> Sequence[Any]:
+    """A batch as it is or, of large images (B, 3, h, w) on a CPU, in parts whose activations fit its caches."""
+    if not isinstance(batch, Tensor) or batch.ndim != 4 or batch.device.type != "cpu":
+        return [batch]
+    return batch.split(max(1, _CPU_PIXELS // (batch.shape[2] * batch.shape[3])))
+
+
+def _lines(content: dict[str, Any], indent: str = "  ") -> Iterator[str]:
+    """A line for each entry, and for each in it."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{name}: {value if isinstance(value, str) else dumps(value)}"
+
+
+def fingerprint_weights(network: nn.Module) -> str:
+    """Hash of a network's class, parameters and buffers."""
+    state = {name: tensor.detach().contiguous().numpy() for name, tensor in network.state_dict().items()}
+    return fingerprint({"class": type(network).__qualname__, "state": state})
+
+
+def require_texts(texts: NDArray[Any]) -> list[str]:
+    """The texts as a list; InvalidInputError for anything but an array (N,) of texts."""
+    if texts.ndim != 1 or not all(isinstance(text, str) for text in texts.tolist()):
+        raise InvalidInputError(
+            f"Expected texts (N,) for a text encoder, got {texts.dtype} of shape {texts.shape}; choose a text task."
+        )
+    return texts.tolist()
+
+
+@contextmanager
+def found_on_hub(name: str, extra: str) -> Iterator[None]:
+    """A block that imports a library of models and loads weights by it, from the hub or a directory.
+
+    Raises MissingDependencyError, with the `extra` of nml_kit to install, and DataFileError.
+    """
+    try:
+        yield
+    except NMLError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name or error} is needed for {name}: pip install 'nml_kit[{extra}]'."
+        ) from error
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        raise DataFileError(
+            f"Expected the files of {name}, on the hub or in a directory of that name, got {type(error).__name__}: "
+            f"{error} Check the name, the path and the connection."
+        ) from error

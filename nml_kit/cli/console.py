@@ -1,0 +1,117 @@
+"""What the command `nml` shows: tables, and the progress of a batch. All texts are text, never rich's markup."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from nml_kit.batch import PlanRow, Progress, RunStatus, read_statuses, seconds_to_go
+
+_COLOURS = {"done": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
+_LOOKS_WITHOUT_RUNS = 3  # in a row: between two stages nothing runs for a moment
+
+
+def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    _console().print(_table(title, columns, rows))
+
+
+def show_plan(rows: Sequence[PlanRow], jobs: int) -> None:
+    """Print what would be done, and how long it may take."""
+    cells = [(row.run.name, row.action, "?" if row.seconds is None else f"{row.seconds:.0f}") for row in rows]
+    show("What nml run would do", ["run", "state", "seconds"], cells)
+    todo = [row for row in rows if row.action != "hit"]
+    total = seconds_to_go([(row.run.stage, row.seconds) for row in todo], jobs)
+    unknown = sum(row.seconds is None for row in todo)
+    note = f"; {unknown} never timed, taken as the mean of the others" if unknown and total is not None else ""
+    typer.echo(f"{len(todo)} to run, {_about(total)} with --jobs {jobs}{note}")
+
+
+def show_statuses(statuses: Sequence[RunStatus]) -> None:
+    """Print the runs with what became of them."""
+    _console().print(_status_table(statuses))
+
+
+def watch_statuses(runs: Path) -> None:
+    """Show the runs, live, until none has run for some seconds, or Ctrl-C."""
+    quiet = 0
+    statuses = read_statuses(runs)
+    with Live(_status_table(statuses), console=_console(), auto_refresh=False) as live:
+        while quiet < _LOOKS_WITHOUT_RUNS:
+            try:
+                time.sleep(1)
+            except KeyboardInterrupt:
+                return
+            statuses = read_statuses(runs)
+            live.update(_status_table(statuses), refresh=True)
+            quiet = 0 if any(status.state == "running" for status in statuses) else quiet + 1
+
+
+@contextmanager
+def live_progress() -> Iterator[Callable[[Progress], None]]:
+    """Give a reporter of a batch: on a terminal a bar with the time left, else a line whenever a run starts or ends."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda progress: typer.echo(f"nml: {progress.text}", err=True)
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _TimeLeft(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, seconds_left=None, since=time.monotonic(), visible=False)
+
+        def report(progress: Progress) -> None:
+            bar.console.print(Text(f"nml: {progress.text}"), soft_wrap=True)
+            bar.update(
+                task, completed=progress.ended, total=progress.total, description=", ".join(progress.running),
+                seconds_left=progress.seconds_left, since=time.monotonic(), visible=progress.total > 1,
+            )  # fmt: skip
+
+        yield report
+
+
+class _TimeLeft(ProgressColumn):
+    """The estimated time left: rich's own needs several ended steps within half a minute."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["seconds_left"]
+        return Text(_about(left and max(left - time.monotonic() + task.fields["since"], 0.0)) + " left")
+
+
+def _about(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown time"
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"
+
+
+def _status_table(statuses: Sequence[RunStatus]) -> Table:
+    rows = [
+        (one.name, Text(one.state, _COLOURS.get(one.state, "red")), "" if one.seconds is None else f"{one.seconds:.1f}",
+         one.finished, " ".join(one.error.split())[:200])
+        for one in statuses
+    ]  # fmt: skip
+    return _table("", ["run", "state", "seconds", "finished (UTC)", "error"], rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    table = Table(*columns, title=Text(title) if title else None, title_justify="left")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return table
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 140)

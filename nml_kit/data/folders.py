@@ -1,0 +1,167 @@
+"""Images in folders: one folder a class (ImageFolder, ImageNet), or split files that list them (DomainNet)."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_kit.data.images import image_files
+from nml_kit.data.task import Task, make_task
+from nml_kit.errors import DataFileError
+from nml_kit.store import stays_inside
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+_SPLIT_NAMES = (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES)
+
+
+def official_splits(names: Sequence[str]) -> dict[str, str]:
+    """What each of a set's own splits is for: "train" or "test".
+
+    With a test split, a validation split is more to train on (heads carve their own part from it); without, it is the
+    test split.
+
+    >>> official_splits(["train", "val"]), official_splits(["train", "val", "test"])["val"]
+    ({'train': 'train', 'val': 'test'}, 'train')
+    """
+    has_test, has_train = (any(name in known for name in names) for known in (TEST_NAMES, TRAIN_NAMES))
+    of_validation = "train" if has_test and has_train else "test"
+    uses = {**dict.fromkeys(TRAIN_NAMES, "train"), **dict.fromkeys(TEST_NAMES, "test"),
+            **dict.fromkeys(VALIDATION_NAMES, of_validation)}  # fmt: skip
+    return {name: uses[name] for name in names if name in uses}
+
+
+def read_class_folders(
+    root: str | Path,
+    *,
+    name: str | None = None,
+    class_key: Callable[[str], Any] = str,
+    skip: Sequence[str] = (),
+) -> Task:
+    """A Task from folders of images, one a class: `root/CLASS/…`, or `root/train/CLASS/…`, `root/val/CLASS/…`, ….
+
+    Classes are the folders' names, sorted (by `class_key`), without those to `skip`; ids are the paths below `root`.
+    Splits are those of `official_splits`; without such folders a quarter is set apart for test by a hash of the ids.
+    A test folder without class folders, as ImageNet has, is left out if val has them.
+    Files are read when asked for. Raises DataFileError if a folder is missing or holds no images.
+    """
+    root = Path(root)
+    found = [path.name for path in _subfolders(root)]
+    splits = official_splits([split for split in found if split in _SPLIT_NAMES and any(_subfolders(root / split))])
+    flat = [split for split in found if split in _SPLIT_NAMES and split not in splits]
+    if flat and splits and "test" not in splits.values():  # as ImageNet's validation images come
+        _class_folders(root / flat[-1], skip)
+    folders = {split: _class_folders(root / split, skip) for split in splits} or {"": _class_folders(root, skip)}
+    classes = sorted({name for names in folders.values() for name in names}, key=class_key)
+    number_of = {class_name: number for number, class_name in enumerate(classes)}
+    ids, labels, uses = [], [], []
+    for split, names in folders.items():
+        for class_name in sorted(names):
+            files = list(_images_below(root / split / class_name, root))
+            if not files:
+                raise DataFileError(
+                    f"{root / split / class_name}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class "
+                    f"{class_name!r}, got none; delete the folder or restore its files."
+                )
+            ids += files
+            labels += [number_of[class_name]] * len(files)
+            uses += [splits.get(split, "")] * len(files)
+    return make_task(
+        name or root.name,
+        ids=np.array(ids),
+        labels=np.array(labels, dtype=np.int64),
+        class_names=classes,
+        splits=np.array(uses) if splits else None,
+        image_data=image_files([root / file for file in ids]),
+    )
+
+
+def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None, *, name: str | None = None) -> Task:
+    """A Task from DomainNet's split files, `DOMAIN_train.txt` and `DOMAIN_test.txt`: lines "real/airplane/x.jpg 0".
+
+    `domains` None: all that `root` has files of. Paths are below `root` and are the ids; the classes are the second
+    folders of the paths. Raises DataFileError if a file is missing or a line is no such line.
+    """
+    root = Path(root)
+    if domains is None:
+        domains = sorted({file.name.removesuffix(".txt").rpartition("_")[0] for file in _split_files(root)})
+    ids: list[str] = []
+    labels: list[int] = []
+    columns: dict[str, list[str]] = {"domains": [], "splits": []}
+    names: dict[int, str] = {}
+    for domain in domains:
+        for split in ("train", "test"):
+            for file, label in _listed(root / f"{domain}_{split}.txt", names):
+                ids.append(file)
+                labels.append(label)
+                columns["domains"].append(domain)
+                columns["splits"].append(split)
+    if not ids:
+        raise DataFileError(f"{root}: expected split files such as real_train.txt that list images, got none.")
+    class_names = [names.get(number, f"class {number}") for number in range(max(names) + 1)]
+    return make_task(
+        name or root.name,
+        ids=np.array(ids),
+        labels=np.array(labels, dtype=np.int64),
+        class_names=class_names,
+        image_data=image_files([root / file for file in ids]),
+        **{column: np.array(values) for column, values in columns.items()},
+    )
+
+
+def has_listed_domains(root: Path) -> bool:
+    """Whether a folder holds DomainNet's split files."""
+    return any(_split_files(root))
+
+
+def _split_files(root: Path) -> list[Path]:
+    return [*root.glob("*_train.txt"), *root.glob("*_test.txt")]
+
+
+def _listed(path: Path, names: dict[int, str]) -> Iterator[tuple[str, int]]:
+    """The files and labels of a split file; `names` learns, and keeps, the name of each label."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataFileError(
+            f"Expected the split file {path}, got {error}; download it to there, beside the folders of the domains."
+        ) from error
+    for number, line in enumerate(filter(str.strip, lines), 1):
+        file, _, label = line.strip().rpartition(" ")
+        parts = file.split("/")
+        if not (label.isdecimal() and len(parts) >= 3 and stays_inside(file)):
+            raise DataFileError(f"{path}, line {number}: expected a line as 'real/airplane/x.jpg 0', got {line!r}.")
+        if names.setdefault(int(label), parts[1]) != parts[1]:
+            raise DataFileError(
+                f"{path}, line {number}: expected label {label} for {names[int(label)]!r} as before, got {parts[1]!r}; "
+                "take all split files from one source."
+            )
+        yield file, int(label)
+
+
+def _subfolders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataFileError(f"Expected a folder at {root}, got {error}; check the path.") from error
+
+
+def _class_folders(root: Path, skip: Sequence[str]) -> list[str]:
+    names = [path.name for path in _subfolders(root) if path.name not in skip]
+    if not names:
+        raise DataFileError(
+            f"{root}: expected one folder of images for each class, got none; sort the images into folders, or check "
+            "the path (shards are given by a pattern as 'in-{000..005}.tar')."
+        )
+    return names
+
+
+def _images_below(folder: Path, root: Path) -> Iterator[str]:
+    """Paths of the images at any depth of `folder`, from `root`, with / on every system, in sorted order."""
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        below = Path(directory).relative_to(root).as_posix()
+        yield from (f"{below}/{file}" for file in sorted(files)
+                    if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."))  # fmt: skip

@@ -1,0 +1,109 @@
+"""Data sets as `Task` values, by name or by path."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nml_kit.data.catalogue import KNOWN_SETS, KnownSet, datasets_dir, is_known, is_present, read_known
+from nml_kit.data.folders import has_listed_domains, read_class_folders, read_listed_domains
+from nml_kit.data.hub import is_saved_to_disk, read_hub
+from nml_kit.data.joined import join_tasks
+from nml_kit.data.shards import read_shards
+from nml_kit.data.tables import TABLE_SUFFIXES, read_parquet_task, read_table_task
+from nml_kit.data.task import Task
+from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
+
+SHIPPED_TASKS = (
+    "icons-pretrain",
+    "icons",
+    "icons-rare",
+    "icons-badges",
+    "emoji",
+    "fashion",
+    "digits",
+    "emoji-text",
+)
+
+
+def data_dir() -> Path:
+    """Directory of the shipped data: $NML_DATA, else inside the installed package, else in the checkout."""
+    if os.environ.get("NML_DATA"):
+        return Path(os.environ["NML_DATA"])
+    package = Path(__file__).parents[1]
+    packaged = package / "_shipped" / "data"
+    return packaged if packaged.is_dir() else package.parent / "data"
+
+
+def load_task(source: str | Path, *, root: str | Path | None = None, download: bool = False) -> Task:
+    """Load a task by its name, or any data set by its path.
+
+    Names: a shipped task; a data set of the study as "cifar10", "imagenet-r", "domainnet:real,sketch" or "glue:sst2"
+    (`nml datasets` lists them), from below `root` (default: $NML_DATASETS), where `download` puts what torchvision can
+    fetch; "hf:owner/name" or "hf:owner/name/config", a data set of the Hugging Face hub (`read_hub`).
+    Paths: a .csv, .tsv or .parquet table with the columns `label`, and `image` or `text` (`read_table_task`); a folder
+    of images, one folder a class, with or without `train` and `val` or `test` above them (`read_class_folders`); a
+    folder with split files as DomainNet has (`read_listed_domains`); WebDataset shards by a brace pattern as
+    "in-{000..005}.tar" (`read_shards`); a directory of `save_to_disk` of Hugging Face `datasets`, or "hf:" before any
+    directory that it reads.
+    Several, joined by "+" as "imagenet+imagenet-r", are one task with a domain each (`join_tasks`).
+    Files of images are read when their pixels are asked for. For a shipped task `root` replaces the directory of the
+    shipped data.
+    Raises UnknownNameError for an unregistered name, InvalidInputError for another kind of file, DataFileError if a
+    file is missing, cut short or has other columns than it should.
+
+    >>> digits = load_task("digits")
+    >>> digits.images.shape, digits.num_classes
+    ((1797, 32, 32, 3), 10)
+    """
+    name, path = str(source), Path(source)
+    if name in SHIPPED_TASKS:
+        return read_parquet_task(Path(root or data_dir()) / f"{name}.parquet")
+    if is_known(name):
+        return read_known(name, root, download=download)
+    if name.startswith("hf:"):
+        return _hub_task(name.removeprefix("hf:"))
+    if not path.exists() and "+" in name:
+        return join_tasks([load_task(part, root=root, download=download) for part in name.split("+")])
+    if path.suffix in TABLE_SUFFIXES:
+        return read_table_task(path)
+    if path.suffix == ".tar":
+        return read_shards(name)
+    if path.is_dir():
+        if is_saved_to_disk(path):
+            return read_hub(path)
+        return read_listed_domains(path) if has_listed_domains(path) else read_class_folders(path)
+    if path.is_file():
+        raise InvalidInputError(
+            f"Expected a file that ends in {', '.join(TABLE_SUFFIXES)} or .tar, or a folder, got {path}."
+        )
+    if len(path.parts) > 1:
+        raise DataFileError(f"Expected a data set at {path.absolute()}, but nothing is there; check the path.")
+    raise unknown_name("data set", name, [*SHIPPED_TASKS, *KNOWN_SETS])
+
+
+def dataset_rows(root: str | Path | None = None) -> list[dict[str, Any]]:
+    """What each name stands for: use, classes, splits, licence, citation, where it lies, and whether it is there."""
+    below = Path(root) if root is not None else datasets_dir()
+    return [*map(_shipped_row, SHIPPED_TASKS), *(_known_row(known, below) for known in KNOWN_SETS.values())]
+
+
+def _shipped_row(name: str) -> dict[str, Any]:
+    path = data_dir() / f"{name}.parquet"
+    return {"name": name, "use": "shipped", "classes": read_parquet_task(path).num_classes if path.exists() else None,
+            "splits": "train; test", "licence": "see data/LICENSES", "citation": "data/README.md", "where": str(path),
+            "present": path.exists()}  # fmt: skip
+
+
+def _known_row(known: KnownSet, root: Path) -> dict[str, Any]:
+    return {"name": known.name, "use": known.use, "classes": known.classes, "splits": known.splits,
+            "licence": known.licence, "citation": known.citation,
+            "where": f"{root / known.folder}" + f" or hf:{known.hub.replace(':', '/')}" * bool(known.hub),
+            "present": is_present(known, root)}  # fmt: skip
+
+
+def _hub_task(source: str) -> Task:
+    """A local directory, or owner/name and perhaps a config."""
+    if Path(source).is_dir():
+        return read_hub(source)
+    *owner_and_name, config = source.split("/") if source.count("/") == 2 else (source, "")
+    return read_hub("/".join(owner_and_name), config=config or None, name=source.replace("/", ":"))

@@ -1,0 +1,10 @@
+from .features import BATCH_ROWS as BATCH_ROWS
+from .features import Features as Features
+from .features import extract_features as extract_features
+from .features import is_extracted as is_extracted
+from .folds import Fold as Fold
+from .folds import in_domain_fold as in_domain_fold
+from .folds import leave_one_domain_out as leave_one_domain_out
+from .folds import samples_to_test as samples_to_test
+from .folds import samples_to_train as samples_to_train
+from .folds import train_on_one_domain as train_on_one_domain

@@ -1,0 +1,274 @@
+"""Heads on frozen features: linear probe, MLP tuning and NMTune, as scikit-learn classifiers.
+
+N samples, D features, K classes, M samples in a batch. All heads train in torch with AdamW and a cosine to 0,
+from their own random generators: the global random state is neither read nor changed. The same
+`random_state`, data, machine and number of threads give the same bytes.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.heads.fitting import fit_together
+from nml_kit.heads.inputs import finite_blocks, require, validated_features
+from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
+from nml_kit.heads.training import TrainingSettings, infer
+
+_DTYPES = ("float32", "float64")
+# With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
+_LEAST_HIDDEN = 64
+
+
+HeadT = TypeVar("HeadT", bound="_Head")
+
+
+class _Head(ClassifierMixin, BaseEstimator):
+    """What the three heads share: validation, training, prediction."""
+
+    epochs: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    random_state: Any
+    device: str
+    dtype: str
+    verbose: bool
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Train the head on features X (N, D) and labels y (N,), and return it.
+
+        X is an array, tensor or memory-map. Floats of 16, 32 and 64 bits stay as and where they lie, on a disk too:
+        each batch is gathered by index, then converted to `dtype` and moved to `device`. Other dtypes are converted
+        as a whole. y holds any kind of labels. Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of
+        each epoch) and `module_`, the trained network. Raises `InvalidInputError` for NaN or infinite features, fewer
+        than two classes, settings out of range or a training that diverges, and ValueError when X and y differ in
+        length.
+        """
+        fit_together([self], X, y, [None])
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the class probabilities, float64 (N, K), in the order of `classes_`; X is (N, D)."""
+        return torch.softmax(self._infer(X, "logits"), dim=1).numpy()
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable label of each row of X (N, D), in the dtype of the labels given to `fit`."""
+        codes = self._infer(X, "logits").argmax(dim=1).numpy()
+        return self.classes_[codes]
+
+    def _infer(self, X: Any, wanted: Literal["features", "logits"]) -> torch.Tensor:
+        """Compute in float64: its cost is nil beside fitting, and a row's result is free of its neighbours."""
+        check_is_fitted(self)
+        (features,) = validated_features(self, X, reset=False)
+        network = copy.deepcopy(self.module_).to(self.device, torch.float64)
+        part = network.tuner if wanted == "features" else lambda block: network(block)[1]
+        return infer(part, finite_blocks(features, getattr(torch, self.dtype), source=X), self.device)
+
+    def _tuner_recipe(self) -> Recipe | None:
+        return None
+
+    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
+        return ()
+
+    def _term_weights(self) -> tuple[float, float, float]:
+        return (0.0, 0.0, 0.0)
+
+    def _settings(self) -> TrainingSettings:
+        require(self.epochs is None or self.epochs >= 1, "epochs of None or at least 1", self.epochs)
+        require(self.batch_size >= 2, "batch_size of at least 2 (one has no variance)", self.batch_size)
+        require(0 < self.learning_rate < math.inf, "a positive learning_rate", self.learning_rate)
+        require(0 <= self.weight_decay < math.inf, "a weight_decay of at least 0", self.weight_decay)
+        if self.dtype not in _DTYPES:
+            raise unknown_name("dtype", self.dtype, _DTYPES)
+        return TrainingSettings(
+            recipe=self._tuner_recipe() or "paper",
+            term_weights=self._term_weights(),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            verbose=self.verbose,
+        )
+
+
+class LinearProbe(_Head):
+    """Linear probe (LP): a linear classifier on the features as they are, trained with cross-entropy.
+
+    Kaiming-uniform weights, zero bias, no feature normalisation; defaults are those of the authors' commands.
+
+    epochs: passes over the data; None is 30, or more where 30 would give fewer than 500 steps (N ≤ 1,066 at
+    batch 64), too few to leave the random start. batch_size: samples per step, at least 2; a last batch of
+    one sample joins the one before. learning_rate: at the start, cosine to 0 per step. weight_decay: AdamW's.
+    random_state: as in scikit-learn, of weights and order. device, dtype: where and in what ("float32",
+    "float64") to train; predictions are computed in float64. verbose: show a progress bar.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
+    >>> probe = LinearProbe().fit(X, y)
+    >>> probe.predict_proba(X).shape, probe.score(X, y) > 0.95
+    ((200, 2), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int | None = None,
+        batch_size: int = 64,
+        learning_rate: float = 1e-2,
+        weight_decay: float = 1e-4,
+        random_state: Any = 0,
+        device: str = "cpu",
+        dtype: Literal["float32", "float64"] = "float32",
+        verbose: bool = False,
+    ) -> None:
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+
+class MLPTune(TransformerMixin, _Head):
+    """MLP tuning: Z = g(F) with a small MLP g, and a linear classifier on Z, trained with cross-entropy.
+
+    recipe: "paper" has g = Linear(D, h)–ReLU–Linear(h, D) with h = D; "reference" (the authors' code) has
+    g(f) = s ⊙ MLP(f) + f with a learned s (D,) that starts at 1, MLP = Linear(D, h)–BatchNorm–ReLU–Linear(h,
+    D) and h = 4D. hidden: h; None is the recipe's, but at least 64; a tuple holds the widths of several hidden
+    layers, of which () has none: g is then linear in the paper's recipe. Other parameters: see `LinearProbe`.
+    `transform` gives Z.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = X[:, 0] * X[:, 1] > 0
+    >>> MLPTune().fit(X, y).transform(X).shape
+    (200, 8)
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe = "paper",
+        hidden: int | Sequence[int] | None = None,
+        epochs: int | None = None,
+        batch_size: int = 64,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        random_state: Any = 0,
+        device: str = "cpu",
+        dtype: Literal["float32", "float64"] = "float32",
+        verbose: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.hidden = hidden
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+    def transform(self, X: Any) -> NDArray[np.float64]:
+        """Return the tuned features Z = g(X), float64 (N, D); X is (N, D)."""
+        return self._infer(X, "features").numpy()
+
+    def _tuner_recipe(self) -> Recipe:
+        if self.recipe not in TERM_WEIGHTS:
+            raise unknown_name("recipe", str(self.recipe), TERM_WEIGHTS)
+        return self.recipe
+
+    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
+        if self.hidden is None:
+            return (max(_LEAST_HIDDEN, num_features if self.recipe == "paper" else 4 * num_features),)
+        widths = tuple(self.hidden) if isinstance(self.hidden, Sequence) else (self.hidden,)
+        require(all(width >= 1 for width in widths), "hidden of at least 1", self.hidden)
+        return widths
+
+
+class NMTune(MLPTune):
+    """NMTune: MLP tuning whose loss also shapes the features, L = L_CE + w₁·L_MSE + w₂·L_COV + w₃·L_SVD.
+
+    Chen et al., ICLR 2024, section 4.1; the terms are `nmtune_terms` of each batch. weights: None is the
+    recipe's (`TERM_WEIGHTS`: 0.01 on each for "paper"; 1.0, 0.04, 0.001 for "reference"); one number is the
+    paper's λ, the weight of the sum; three numbers weigh (mse, cov, svd). With weights=0 it is `MLPTune`, to
+    the bit. Other parameters: see `MLPTune` and `LinearProbe`.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = X[:, 0] * X[:, 1] > 0
+    >>> head = NMTune(weights=0.1).fit(X, y)
+    >>> Z = head.transform(X)
+    >>> Z.shape, head.predict(X).dtype
+    ((200, 8), dtype('bool'))
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe = "paper",
+        weights: float | tuple[float, float, float] | None = None,
+        hidden: int | Sequence[int] | None = None,
+        epochs: int | None = None,
+        batch_size: int = 64,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        random_state: Any = 0,
+        device: str = "cpu",
+        dtype: Literal["float32", "float64"] = "float32",
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            recipe=recipe,
+            hidden=hidden,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            random_state=random_state,
+            device=device,
+            dtype=dtype,
+            verbose=verbose,
+        )
+        self.weights = weights
+
+    def _term_weights(self) -> tuple[float, float, float]:
+        return term_weights(self.weights, self._tuner_recipe())
+
+
+def fit_heads(
+    X: Any, y: ArrayLike, heads: Iterable[HeadT], *, sample_masks: Iterable[NDArray[np.bool_] | None] | None = None
+) -> list[HeadT]:
+    """Return a fitted clone of each head, all trained in one pass over the features X (N, D) with labels y (N,).
+
+    `sample_masks` has for each head the rows that are its training set, bool (N,), or None for all of them. Heads of
+    one shape (class, recipe, width, epochs, batch size, number of samples) train side by side; seeds, weights of the
+    terms, learning rates and weight decays are free. X stays as it lies, as in `fit`, whatever the masks. Each result
+    equals fitting that head alone on its rows, but for rounding, which training amplifies: the probabilities agree to a
+    relative 1e-5 in float64 and to an absolute 2e-3 in float32. The heads passed in stay as they are. Raises what `fit`
+    raises, and InvalidInputError for masks that do not fit X or heads.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = X[:, 0] > 0
+    >>> [head.weights for head in fit_heads(X, y, [NMTune(weights=w, epochs=1) for w in (0.0, 0.1)])]
+    [0.0, 0.1]
+    """
+    fitted = [clone(head) for head in heads]
+    masks = [None] * len(fitted) if sample_masks is None else list(sample_masks)
+    if len(masks) != len(fitted):
+        raise InvalidInputError(f"Expected one sample mask per head, got {len(masks)} for {len(fitted)} heads.")
+    fit_together(fitted, X, y, masks)
+    return fitted

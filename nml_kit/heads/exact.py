@@ -1,0 +1,265 @@
+"""An exact linear probe: L2-penalised logistic regression solved to its minimum, for a whole path of penalties.
+
+N samples, D features, K classes, P penalties. The objective and its parameters are those of scikit-learn's
+`LogisticRegression` (the intercept is not penalised; ‖W‖² is that of `coef_`, one row if K = 2):
+
+    C · Σᵢ −ln p(yᵢ | xᵢ) + ½ ‖W‖².
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from nml_kit.errors import InvalidInputError
+from nml_kit.heads.inputs import on_host, require, require_finite
+from nml_kit.heads.newton import LogisticObjective, Point
+from nml_kit.heads.path import follow
+
+Array = NDArray[Any]
+FloatArray = NDArray[np.float64]
+
+_DTYPES = (np.float32, np.float64)  # others become float32's or float64's: float16 and integers the first
+
+
+class RegularisationPath(NamedTuple):
+    """The solutions of P penalties, in the order of `Cs`.
+
+    Cs: (P,). coefficients: (P, K, D), or (P, 1, D) if K = 2. intercepts: (P, K) or (P, 1). n_iter: (P,), Newton
+    steps. All float64 but n_iter; `classes` (K,) orders the rows.
+    """
+
+    Cs: FloatArray
+    coefficients: FloatArray
+    intercepts: FloatArray
+    n_iter: NDArray[np.int64]
+    classes: Array
+
+
+def regularisation_path(
+    X: Any, y: ArrayLike, Cs: int | Sequence[float] | FloatArray = 20, *, tol: float = 1e-4, max_iter: int = 100
+) -> RegularisationPath:
+    """Return the logistic-regression coefficients of every penalty strength in `Cs`, each solved to its minimum.
+
+    X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is
+    (N,) labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4; their
+    order does not matter. tol: the last Newton step decreased the objective by at most this fraction of it, and
+    what remains is of that order (scikit-learn's default leaves more at weak penalties, up to as much again). Warns
+    (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises `InvalidInputError` for NaN or infinite
+    features, fewer than two classes or settings out of range, and ValueError when X and y differ in length.
+    Newton's method with conjugate gradients: Nocedal & Wright, Numerical Optimization, section 7.1.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
+    >>> regularisation_path(X, y, [0.1, 1.0, 10.0]).coefficients.shape
+    (3, 1, 8)
+    """
+    grid = _grid(Cs)
+    _check_solver(tol, max_iter)
+    X = check_array(on_host(X), dtype=_DTYPES, ensure_all_finite=False)
+    labels = np.asarray(on_host(y))
+    check_consistent_length(X, labels)
+    require_finite(X)
+    classes, codes = _encode(labels)
+    return _path(X, codes, classes, grid, tol, max_iter)
+
+
+class ExactLinearProbe(ClassifierMixin, BaseEstimator):
+    """Exact linear probe: L2-penalised logistic regression on the features as they are, solved to its minimum.
+
+    C: inverse penalty, as in scikit-learn's `LogisticRegression`. Cs: None takes C; inverse penalties, or how
+    many to space evenly in log C from 1e-4 to 1e4, choose the best of them (C is then not used): the most
+    accurate on a part carved from the training data, of equals the smallest, which is then fitted to all of
+    it. validation_fraction: that part of each class; one sample at least stays for training. tol, max_iter: see
+    `regularisation_path`. random_state: draws the part; nothing else is random.
+
+    `fit` sets `coef_` (K, D) and `intercept_` (K,), or one row if K = 2, `classes_` (K,), `C_`, `n_iter_` (Newton
+    steps of the final fit) and, with Cs, `Cs_` (P,) and `validation_scores_` (P,).
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((200, 8))
+    >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
+    >>> probe = ExactLinearProbe(Cs=5).fit(X, y)
+    >>> probe.predict_proba(X).shape, probe.validation_scores_.shape, probe.score(X, y) > 0.95
+    ((200, 2), (5,), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float = 1.0,
+        Cs: int | Sequence[float] | FloatArray | None = None,
+        validation_fraction: float = 0.2,
+        tol: float = 1e-4,
+        max_iter: int = 100,
+        random_state: Any = 0,
+    ) -> None:
+        self.C = C
+        self.Cs = Cs
+        self.validation_fraction = validation_fraction
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Fit the probe to features X (N, D) and labels y (N,), and return it.
+
+        X is an array, tensor or memory-map; float64 is computed in float64, anything else in float32. Warns and
+        raises as `regularisation_path` does.
+        """
+        _check_solver(self.tol, self.max_iter)
+        require(0 < self.validation_fraction < 1, "a validation_fraction between 0 and 1", self.validation_fraction)
+        grid = _grid([self.C] if self.Cs is None else self.Cs)
+        X, y = validate_data(self, on_host(X), on_host(y), dtype=_DTYPES, ensure_all_finite=False)
+        require_finite(X)
+        self.classes_, codes = _encode(y)
+        self.C_ = float(grid[0])
+        start = None
+        if self.Cs is not None:
+            self.Cs_ = grid
+            start = self._choose(X, codes)
+        path = _path(X, codes, self.classes_, np.array([self.C_]), self.tol, self.max_iter, start)
+        self.coef_, self.intercept_ = path.coefficients[0], path.intercepts[0]
+        self.n_iter_ = int(path.n_iter[0])
+        return self
+
+    def decision_function(self, X: Any) -> FloatArray:
+        """Return the logits, float64 (N, K), or (N,) of the second class if K = 2; X is (N, D)."""
+        check_is_fitted(self)
+        X = validate_data(self, on_host(X), dtype=_DTYPES, reset=False, ensure_all_finite=False)
+        require_finite(X)
+        logits = X.astype(np.float64) @ self.coef_.T + self.intercept_
+        return logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> FloatArray:
+        """Return the class probabilities, float64 (N, K), in the order of `classes_`; X is (N, D)."""
+        logits = self.decision_function(X)
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> Array:
+        """Return the most probable label of each row of X (N, D), in the dtype of the labels given to `fit`."""
+        logits = self.decision_function(X)
+        return self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)]
+
+    def _choose(self, X: Array, codes: Array) -> tuple[FloatArray, FloatArray]:
+        """Set `C_` and `validation_scores_`; return the chosen coefficients, from which the final fit starts."""
+        held_out = _held_out(codes, self.validation_fraction, check_random_state(self.random_state))
+        path = _path(X[~held_out], codes[~held_out], self.classes_, self.Cs_, self.tol, self.max_iter)
+        logits = np.einsum("nd,pkd->pnk", X[held_out], path.coefficients, optimize=True) + path.intercepts[:, None]
+        predicted = (logits[..., 0] > 0) if len(self.classes_) == 2 else logits.argmax(axis=2)
+        self.validation_scores_ = (predicted == codes[held_out]).mean(axis=1)
+        chosen = min(range(len(self.Cs_)), key=lambda i: (-self.validation_scores_[i], self.Cs_[i]))
+        self.C_ = float(self.Cs_[chosen])
+        return path.coefficients[chosen], path.intercepts[chosen]
+
+
+def _path(
+    X: Array,
+    codes: Array,
+    classes: Array,
+    Cs: FloatArray,
+    tol: float,
+    max_iter: int,
+    start: tuple[FloatArray, FloatArray] | None = None,
+) -> RegularisationPath:
+    """Solve for every penalty; equal ones are solved once."""
+    frame = _Frame(X, len(classes))
+    objective = LogisticObjective(frame.features, torch.from_numpy(codes), len(classes))
+    distinct, positions = np.unique(Cs, return_inverse=True)
+    # With two classes softmax logits ∓z/2 are the sigmoid of z, and ‖W‖² is half of ‖coef_‖²: hence twice the penalty.
+    penalties = torch.from_numpy((2.0 if len(classes) == 2 else 1.0) / (len(X) * distinct))
+    first = objective.origin(1) if start is None else frame.point(*start)
+    found = follow(objective, first, torch.from_numpy(np.log(distinct)), penalties, tol=tol, max_iter=max_iter)
+    missed = distinct[~found.converged.numpy()]
+    if len(missed):
+        warnings.warn(
+            f"Expected convergence within max_iter={max_iter} Newton steps, got none at C = "
+            f"{', '.join(f'{C:g}' for C in missed)}. Raise max_iter or tol, use smaller C, or scale the features.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    coefficients, intercepts = frame.coefficients(found.point)
+    return RegularisationPath(
+        Cs, coefficients[positions], intercepts[positions], found.steps.numpy()[positions], classes
+    )
+
+
+class _Frame:
+    """The coordinates of the solver: centred features, in the basis of their rows if N < D, and softmax weights."""
+
+    def __init__(self, X: Array, num_classes: int) -> None:
+        self._mean = X.mean(axis=0, dtype=np.float64)
+        self._binary = num_classes == 2
+        features, self._basis = X - self._mean.astype(X.dtype), None
+        if len(X) < X.shape[1]:
+            # The penalty keeps the weights in the span of the rows, so N coordinates lose nothing.
+            left, values, self._basis = np.linalg.svd(features, full_matrices=False)
+            features = left * values
+        self.features = torch.from_numpy(features)
+
+    def coefficients(self, point: Point) -> tuple[FloatArray, FloatArray]:
+        """Coefficients (P, K, D) and intercepts (P, K) of X as it is, or one row of each if K = 2."""
+        weights, bias = point.weights.numpy(), point.bias.numpy()
+        if self._binary:
+            weights, bias = weights[:, 1:] - weights[:, :1], bias[:, 1:] - bias[:, :1]
+        weights = weights if self._basis is None else weights @ self._basis
+        return weights, bias - weights @ self._mean
+
+    def point(self, coefficients: FloatArray, intercepts: FloatArray) -> Point:
+        """The position of one solution, coefficients (K, D) and intercepts (K,)."""
+        weights, bias = coefficients, intercepts + coefficients @ self._mean
+        weights = weights if self._basis is None else weights @ self._basis.T
+        if self._binary:
+            weights, bias = np.vstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+        return Point(torch.from_numpy(weights)[None], torch.from_numpy(bias)[None])
+
+
+def _held_out(codes: Array, fraction: float, random: np.random.RandomState) -> NDArray[np.bool_]:
+    """Draw the validation part: a mask (N,) that leaves at least one sample of each class."""
+    mask = np.zeros(len(codes), dtype=bool)
+    for code in range(codes.max() + 1):
+        members = random.permutation(np.flatnonzero(codes == code))
+        mask[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+    if not mask.any():
+        raise InvalidInputError(
+            f"Expected samples to validate on, got none from {len(codes)} with validation_fraction={fraction}. "
+            "Raise it, or give one C and Cs=None."
+        )
+    return mask
+
+
+def _encode(y: Any) -> tuple[Array, NDArray[np.int64]]:
+    check_classification_targets(y)
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise InvalidInputError(
+            f"Expected at least two classes in y, got one class: {classes[0]!r} ({len(codes)} samples)."
+        )
+    return classes, codes
+
+
+def _grid(Cs: int | Sequence[float] | FloatArray) -> FloatArray:
+    if isinstance(Cs, int | np.integer):
+        require(Cs >= 1, "a number of Cs of at least 1", Cs)
+        return np.logspace(-4, 4, int(Cs))
+    grid = np.array(Cs, dtype=np.float64)
+    ok = grid.ndim == 1 and grid.size > 0 and bool(np.all(np.isfinite(grid) & (grid > 0)))
+    require(ok, "C to be positive and finite, and Cs to be such numbers or how many of them", Cs)
+    return grid
+
+
+def _check_solver(tol: float, max_iter: int) -> None:
+    require(0 < tol < 1, "a tol between 0 and 1", tol)
+    require(max_iter >= 1, "max_iter of at least 1", max_iter)

@@ -1,0 +1,82 @@
+"""How features and settings reach the heads: arrays, tensors and memory-maps stay as they lie, blocks come out."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from nml_kit.errors import InvalidInputError
+from nml_kit.spectrum import release_mapped_pages
+
+_KEPT = ("float16", "float32", "float64")
+_KEPT_IN_TENSORS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BLOCK_ROWS = 4096
+
+
+def on_host(values: Any) -> Any:
+    """Return a tensor as an array (half precisions widened to float32: NumPy has no bfloat16); others unchanged."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
+
+
+def validated_features(head: Any, X: Any, *labels: Any, reset: bool = True) -> tuple[Any, ...]:
+    """Check X (N, D) and labels (N,), if given, as scikit-learn does; return X as a tensor, and the labels.
+
+    Floats of 16, 32 and 64 bits keep their dtype, memory and device; anything else is converted to `head.dtype`.
+    """
+    as_it_lies = isinstance(X, Tensor) and X.ndim == 2 and X.dtype in _KEPT_IN_TENSORS
+    # scikit-learn knows arrays only: zeros that take no memory stand in for a tensor, their shape is all it checks.
+    checked = np.broadcast_to(np.float32(0), X.shape) if as_it_lies else on_host(X)
+    given = {"X": checked, **({"y": labels[0]} if labels else {})}
+    checked = validate_data(head, **given, dtype=(head.dtype, *_KEPT), reset=reset, ensure_all_finite=False)
+    features, *labels_checked = checked if labels else (checked,)
+    features = X.detach() if as_it_lies else _shared_tensor(features)
+    # To gather a row of a matrix in column order costs a cache miss per entry.
+    return features if features.stride(1) == 1 else features.contiguous(), *labels_checked
+
+
+def finite_blocks(X: Tensor, dtype: torch.dtype, source: Any = None) -> Iterator[Tensor]:
+    """Yield the rows of X (N, D) as `dtype`, block by block; raise InvalidInputError at the first with NaN or inf.
+
+    Reading does not hold the pages of `source`, if that is the memory-map which X shows.
+    """
+    for start in range(0, len(X), _BLOCK_ROWS):
+        block = X[start : start + _BLOCK_ROWS].to(dtype)
+        if not torch.stack(torch.aminmax(block)).isfinite().all():  # NaN and inf reach the minimum or the maximum
+            row = start + int(block.isfinite().all(dim=1).logical_not().nonzero()[0])
+            raise InvalidInputError(
+                f"Expected finite features, got NaN or inf in row {row}. Drop that row or extract it again."
+            )
+        yield block
+        release_mapped_pages(source)
+
+
+def require_finite(X: NDArray[Any] | Tensor, dtype: str | None = None, source: Any = None) -> None:
+    """Raise `InvalidInputError` naming the first row of X (N, D) that holds NaN or inf, once it is of `dtype`."""
+    tensor = X if isinstance(X, Tensor) else _shared_tensor(X)
+    for _ in finite_blocks(tensor, getattr(torch, dtype) if dtype else tensor.dtype, source):
+        pass
+
+
+def require(condition: bool, expected: str, found: object) -> None:
+    """Raise `InvalidInputError` unless `condition` holds."""
+    if not condition:
+        raise InvalidInputError(f"Expected {expected}, got {found!r}.")
+
+
+def _shared_tensor(X: NDArray[Any]) -> Tensor:
+    """X (N, D) as a tensor of the same memory, a read-only map's too: nobody writes to features."""
+    if any(stride < 0 or stride % X.itemsize for stride in X.strides):
+        X = np.ascontiguousarray(X)  # torch cannot express these
+    if X.flags.writeable:
+        return torch.from_numpy(X)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(X)

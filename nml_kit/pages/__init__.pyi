@@ -1,0 +1,17 @@
+from .images import save_figure as save_figure
+from .images import save_figures as save_figures
+from .notebook import PLOTLY_MIME as PLOTLY_MIME
+from .notebook import export_html as export_html
+from .notebook import figure_json as figure_json
+from .notebook import figure_title as figure_title
+from .notebook import notebook_page as notebook_page
+from .notebook import read_notebook as read_notebook
+from .notebook import render as render
+from .notebook import shown_parameters as shown_parameters
+from .notebook import write_text as write_text
+from .parameters import check_parameters as check_parameters
+from .parameters import notebook_choices as notebook_choices
+from .parameters import notebook_parameters as notebook_parameters
+from .parameters import read_source as read_source
+from .tables import TEXT as TEXT
+from .tables import holds_numbers as holds_numbers

@@ -1,0 +1,130 @@
+"""Recipes of pre-training at scale: published procedures of timm and open_clip, each setting open to change."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nml_kit.pretraining.recipes import Beta
+
+Procedure = Literal["A1", "A2", "A3", "DeiT"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+_STRIKES_BACK: dict[str, Any] = {
+    "architecture": "timm:resnet50", "optimizer": "lamb", "batch_size": 2048, "warmup_epochs": 5, "train_size": 224,
+    "randaugment": "rand-m7-mstd0.5-inc1", "mixup": 0.1, "cutmix": 1.0, "loss": "bce", "bce_threshold": 0.2,
+    "drop_path": 0.05, "repeats": 3, "test_crop": 0.95, "weight_decay": 0.02, "learning_rate": 5e-3,
+}  # fmt: skip
+PROCEDURES: dict[str, dict[str, Any]] = {
+    "A1": _STRIKES_BACK | {"epochs": 600, "weight_decay": 0.01, "smoothing": 0.1, "mixup": 0.2, "bce_threshold": None},
+    "A2": _STRIKES_BACK | {"epochs": 300},
+    "A3": _STRIKES_BACK | {"epochs": 100, "learning_rate": 8e-3, "train_size": 160, "drop_path": 0.0, "repeats": 1,
+                           "randaugment": "rand-m6-mstd0.5-inc1"},
+    "DeiT": {"architecture": "timm:vit_base_patch16_224", "optimizer": "adamw", "epochs": 300, "batch_size": 1024,
+             "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_epochs": 5, "randaugment": "rand-m9-mstd0.5-inc1",
+             "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "smoothing": 0.1, "drop_path": 0.1, "repeats": 3,
+             "loss": "cross-entropy", "test_crop": 0.875},
+}  # fmt: skip
+
+
+class TimmRecipe(BaseModel):
+    """How a timm network is trained on images of any size: what a published procedure says, unless set otherwise.
+
+    "A1", "A2" and "A3" are those of Wightman et al. (2021, "ResNet strikes back", table 2) for ResNet-50, "DeiT" that
+    of Touvron et al. (2021, table 9) for ViT-B/16. Which of timm's recipes the authors of Noisy Model Learning used,
+    their paper does not say. The procedures are also silent about some details, set here as in timm's own scripts:
+    `warmup_from` and `floor` (the learning rates at the start and the end), `bce_threshold` (a class counts as present
+    if mixing leaves it more than that; None: its share is the target).
+    `batch_size` is that of a whole step, whatever the number of processes; `accumulate` divides a step into that many
+    passes, each of which is mixed and batch-normalised by itself. `train_size` and `test_size` are pixels, `test_crop`
+    is the share of the resized side that a test image keeps. `drop_path` is stochastic depth, `repeats` how often an
+    image is in an epoch, which stays as long as it was (repeated augmentation).
+    Raises pydantic's ValidationError, a ValueError, for other values.
+
+    >>> recipe = TimmRecipe(procedure="A3", batch_size=256)
+    >>> recipe.epochs, recipe.train_size, recipe.batch_size
+    (100, 160, 256)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    procedure: Procedure
+    architecture: str = Field(pattern="^timm:.+")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    accumulate: int = Field(1, ge=1)
+    optimizer: Literal["lamb", "adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_epochs: int = Field(ge=0)
+    warmup_from: float = Field(1e-4, ge=0)
+    floor: float = Field(1e-6, ge=0)
+    train_size: int = Field(224, ge=8)
+    test_size: int = Field(224, ge=8)
+    test_crop: float = Field(gt=0, le=1)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    randaugment: str | None
+    erasing: Share = 0.0
+    repeats: int = Field(ge=1)
+    mixup: float = Field(ge=0)
+    cutmix: float = Field(ge=0)
+    smoothing: Share = 0.0
+    loss: Literal["bce", "cross-entropy"]
+    bce_threshold: Share | None = None
+    drop_path: Share
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, given: Any) -> Any:
+        """What is not given is as in the procedure."""
+        known = isinstance(given, dict) and given.get("procedure") in PROCEDURES
+        return PROCEDURES[given["procedure"]] | given if known else given
+
+    @model_validator(mode="after")
+    def _passes_of_pairs(self) -> Self:
+        if self.batch_size % (2 * self.accumulate):
+            raise ValueError(
+                f"expected a batch of whole passes of pairs of images, which are mixed, but got batch_size="
+                f"{self.batch_size} in accumulate={self.accumulate} passes; choose a multiple of {2 * self.accumulate}"
+            )
+        return self
+
+
+class ShardRecipe(BaseModel):
+    """How a CLIP model of open_clip is trained on shards of images and captions: AdamW, warm-up, cosine to zero.
+
+    The defaults are those that open_clip's README documents for RN50 on YFCC15M: on eight GPUs of 128 pairs, learning
+    rate 5e-4, weight decay 0.1, 10,000 steps of warm-up, 32 epochs; with its `betas` and `eps` for ResNets (for a ViT
+    it has 0.98 and 1e-6). Gains, biases and the logit scale are spared from weight decay as there.
+    `architecture` is "open_clip:NAME", or "clip-compact".
+    `streams`: into that many the shards of an epoch are dealt, each with its own order and its own share of every
+    batch; processes and their workers share the streams, so that batches do not depend on how many there are. It must
+    divide `batch_size`, and be divided by the number of processes. `shuffle` is how many samples of a stream are
+    held to draw the next from.
+    Raises pydantic's ValidationError, a ValueError, for other values.
+
+    >>> ShardRecipe().architecture, ShardRecipe().batch_size
+    ('open_clip:RN50', 1024)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = "open_clip:RN50"
+    epochs: int = Field(32, ge=1)
+    batch_size: int = Field(1024, ge=2)
+    learning_rate: float = Field(5e-4, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(10_000, ge=0)
+    streams: int = Field(32, ge=1)
+    shuffle: int = Field(256, ge=1)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _streams_share_a_batch(self) -> Self:
+        if self.batch_size % self.streams:
+            raise ValueError(
+                f"expected streams that share a batch evenly, but got {self.streams} of batch_size={self.batch_size}"
+            )
+        return self

@@ -1,0 +1,14 @@
+from .directions import described_direction as described_direction
+from .directions import singular_directions as singular_directions
+from .families import family_spectra as family_spectra
+from .families import family_table as family_table
+from .rows import Center as Center
+from .rows import release_mapped_pages as release_mapped_pages
+from .values import SpectrumAccumulator as SpectrumAccumulator
+from .values import cumulative_energy as cumulative_energy
+from .values import grouped_singular_values as grouped_singular_values
+from .values import largest_singular_value_ratio as largest_singular_value_ratio
+from .values import singular_value_entropy as singular_value_entropy
+from .values import singular_values as singular_values
+from .values import spectra_of_subsets as spectra_of_subsets
+from .values import spectrum_metrics as spectrum_metrics

@@ -1,0 +1,17 @@
+from .files import explained as explained
+from .files import fsync as fsync
+from .files import read_json as read_json
+from .files import read_table as read_table
+from .files import read_tensors as read_tensors
+from .files import replacing as replacing
+from .files import stays_inside as stays_inside
+from .files import temporary_beside as temporary_beside
+from .files import write_json as write_json
+from .files import write_tensors as write_tensors
+from .hashing import plain_of_bytes as plain_of_bytes
+from .store import Entry as Entry
+from .store import Store as Store
+from .store import fingerprint as fingerprint
+from .store import plain as plain
+from .yaml import parse_yaml as parse_yaml
+from .yaml import read_yaml as read_yaml

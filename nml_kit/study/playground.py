@@ -1,0 +1,209 @@
+"""Heads refitted while one waits: NMTune with any λ and terms, beside LP and MLP fitted alike, on a frozen network."""
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+from nml_kit.errors import unknown_name
+from nml_kit.features import Features, Fold, in_domain_fold, leave_one_domain_out, samples_to_test, samples_to_train
+from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe
+from nml_kit.inference import accuracy_intervals, change_in_words, paired_differences
+from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy
+from nml_kit.study.evaluate import fit_all, outcome
+
+TERMS = ("MSE", "COV", "SVD")
+TERM_SETS: dict[str, tuple[str, ...]] = {"NMTune": TERMS, **{f"only {term}": (term,) for term in TERMS}}
+_STEPS = 300  # of the optimiser: about half a second for NMTune on 200 features
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Heads fitted and tested on an ID fold and, if a domain is held out, an OOD fold.
+
+    `samples`: task, protocol, method, seed, sample, label, prediction, correct; `spectra` of what a head's classifier
+    reads of the ID test samples: method, index (from 1), share (σ_i/Σσ); `seconds` is what fitting took in ID.
+    """
+
+    samples: pd.DataFrame
+    spectra: pd.DataFrame
+    seconds: float
+
+
+def held_out_domains(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """The tasks of results (`StudyResults.rows`), each with the domains that were held out.
+
+    >>> rows = pd.DataFrame({"task": ["icons", "icons"], "protocol": ["ID", "OOD"], "test_domain": ["all", "outline"]})
+    >>> held_out_domains(rows)
+    {'icons': ('outline',)}
+    """
+    held_out = rows[rows["protocol"] == "OOD"].groupby("task")["test_domain"].unique()
+    return {task: tuple(sorted(held_out.get(task, ()))) for task in sorted(rows["task"].unique())}
+
+
+def quick_epochs(num_samples: int) -> int:
+    """Epochs of about 300 steps at batch 64, whatever the number of samples; one at least.
+
+    >>> quick_epochs(2000), quick_epochs(10**6)
+    (9, 1)
+    """
+    return max(1, round(_STEPS / math.ceil(num_samples / _BATCH)))
+
+
+def nmtune_head(weight: float, terms: Collection[str], *, recipe: Recipe, epochs: int, seed: int = 0) -> NMTune:
+    """NMTune whose loss has the `terms` (some of TERMS) with the `weight` λ each, and no others.
+
+    Raises UnknownNameError for another term.
+
+    >>> nmtune_head(0.1, ["COV"], recipe="paper", epochs=5).weights
+    (0.0, 0.1, 0.0)
+    """
+    for term in terms:
+        if term not in TERMS:
+            raise unknown_name("term", str(term), TERMS)
+    mse, cov, svd = (weight if term in terms else 0.0 for term in TERMS)
+    return NMTune(weights=(mse, cov, svd), recipe=recipe, epochs=epochs, batch_size=_BATCH, random_state=seed)
+
+
+def baseline_heads(*, recipe: Recipe, epochs: int, seed: int = 0) -> dict[str, BaseEstimator]:
+    """The heads that NMTune is compared with, in the same settings: LP, and MLP, which is NMTune with λ = 0."""
+    shared: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "random_state": seed}
+    return {"LP": LinearProbe(**shared), "MLP": MLPTune(recipe=recipe, **shared)}
+
+
+def try_heads(features: Features, held_out: str, heads: Mapping[str, BaseEstimator]) -> Trial:
+    """Fit and test each head, by method, on the ID fold of `features` and the OOD fold of `held_out` ("" for none).
+
+    Raises UnknownNameError if there is no such domain.
+    """
+    folds = [in_domain_fold(features.task)]
+    if held_out:
+        folds += leave_one_domain_out(features.task, features.domains.tolist(), [held_out])
+    samples, spectra, seconds = [], [], 0.0
+    for fold in folds:
+        train, test = samples_to_train(features, fold), samples_to_test(features, fold)
+        clock = time.perf_counter()
+        fitted = fit_all(heads, train)
+        seconds = seconds or time.perf_counter() - clock
+        found = {method: outcome(head, test) for method, head in fitted.items()}
+        samples += [_scored(method, fold, test, found[method]["predictions"]) for method in heads]
+        if fold.protocol == "ID":
+            spectra = [_spectrum(method, found[method]["singular_values"]) for method in heads]
+    return Trial(pd.concat(samples, ignore_index=True), pd.concat(spectra, ignore_index=True), seconds)
+
+
+@lru_cache(maxsize=16)
+def baseline_trial(features: Features, held_out: str, *, recipe: Recipe, epochs: int) -> Trial:
+    """`try_heads` with `baseline_heads`, remembered: they stay while λ moves."""
+    return try_heads(features, held_out, baseline_heads(recipe=recipe, epochs=epochs))
+
+
+def joined(*trials: Trial) -> Trial:
+    """The trials of several heads on one task as one."""
+    samples = pd.concat([trial.samples for trial in trials], ignore_index=True)
+    spectra = pd.concat([trial.spectra for trial in trials], ignore_index=True)
+    return Trial(samples, spectra, sum(trial.seconds for trial in trials))
+
+
+def trial_accuracy(trial: Trial) -> pd.DataFrame:
+    """Accuracy of each head with its 95 % interval over test samples: protocol, method, mean, low, high, n."""
+    return accuracy_intervals(trial.samples, ["protocol", "method"]).drop(columns="seeds")
+
+
+def spectrum_metrics(spectra: pd.DataFrame) -> pd.DataFrame:
+    """SVE and LSVR (nats) of each method of `Trial.spectra`: method, sve, lsvr, in order of appearance."""
+    shares = {method: part["share"].to_numpy() for method, part in spectra.groupby("method", sort=False)}
+    return pd.DataFrame([
+        {"method": method, "sve": singular_value_entropy(values), "lsvr": largest_singular_value_ratio(values)}
+        for method, values in shares.items()
+    ])  # fmt: skip
+
+
+def scores_in_words(scores: pd.DataFrame) -> str:
+    """The accuracies of `trial_accuracy`, NMTune's first.
+
+    >>> rows = [("ID", "LP", 0.7), ("ID", "NMTune", 0.75)]
+    >>> scores_in_words(pd.DataFrame(rows, columns=["protocol", "method", "mean"]))
+    'Accuracy ID: NMTune 0.750, LP 0.700'
+    """
+    parts = []
+    for protocol in scores["protocol"].unique():
+        part = scores[scores["protocol"] == protocol].sort_values("method", key=lambda names: names != "NMTune")
+        means = (f"{method} {mean:.3f}" for method, mean in zip(part["method"], part["mean"], strict=True))
+        parts.append(f"{protocol}: {', '.join(means)}")
+    return f"Accuracy {'; '.join(parts)}"
+
+
+def spectra_in_words(metrics: pd.DataFrame) -> str:
+    """What the terms do to SVE and LSVR (nats); `metrics` is that of `spectrum_metrics`, with MLP and NMTune.
+
+    >>> rows = [("MLP", 3.5, 2.0), ("NMTune", 3.0, 1.5)]
+    >>> spectra_in_words(pd.DataFrame(rows, columns=["method", "sve", "lsvr"]))
+    'From MLP to NMTune: SVE 3.500 → 3.000, LSVR 2.000 → 1.500'
+    """
+    before, after = (metrics[metrics["method"] == method].iloc[0] for method in ("MLP", "NMTune"))
+    changes = (f"{name.upper()} {before[name]:.3f} → {after[name]:.3f}" for name in ("sve", "lsvr"))
+    return f"From MLP to NMTune: {', '.join(changes)}"
+
+
+def differences_in_words(trial: Trial) -> str:
+    """What accuracy does from LP and from MLP to NMTune, by protocol, claiming no more than paired intervals do."""
+    parts = []
+    for protocol in trial.samples["protocol"].unique():
+        part, changes = trial.samples[trial.samples["protocol"] == protocol], []
+        for baseline in ("LP", "MLP"):
+            pair = part[part["method"].isin([baseline, "NMTune"])]
+            found = paired_differences(pair, "method", baseline, ["protocol"]).iloc[0]
+            changes.append(f"{change_in_words(found['mean'], found['low'], found['high'])} against {baseline}")
+        parts.append(f"{protocol} accuracy of NMTune {', and it '.join(changes)}")
+    return "; ".join(parts)
+
+
+def weight_grid(
+    features: Features, held_out: str, *, recipe: Recipe, epochs: int, weights: Collection[float]
+) -> pd.DataFrame:
+    """Accuracy by protocol and SVE of NMTune for each λ and term set, fitted side by side; LP and MLP with λ NaN.
+
+    Columns: method (a key of TERM_SETS, LP or MLP), weight, quantity ("ID accuracy", "OOD accuracy": fractions, "SVE":
+    nats), value.
+    """
+    names = {f"{name} {weight!r}": (name, weight) for name in TERM_SETS for weight in weights}
+    settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs}
+    heads = {key: nmtune_head(weight, TERM_SETS[name], **settings) for key, (name, weight) in names.items()}
+    trial = joined(try_heads(features, held_out, heads), baseline_trial(features, held_out, **settings))
+    accuracy = trial.samples.groupby(["protocol", "method"], sort=False)["correct"].mean().reset_index()
+    metrics = spectrum_metrics(trial.spectra)
+    found = list(zip(accuracy["method"], accuracy["protocol"] + " accuracy", accuracy["correct"], strict=True))
+    found += [(method, "SVE", value) for method, value in zip(metrics["method"], metrics["sve"], strict=True)]
+    rows = [(*names.get(method, (method, math.nan)), quantity, value) for method, quantity, value in found]
+    return pd.DataFrame(rows, columns=["method", "weight", "quantity", "value"])
+
+
+def _scored(method: str, fold: Fold, test: Features, predictions: np.ndarray) -> pd.DataFrame:
+    columns = {"task": fold.task, "protocol": fold.protocol, "method": method, "seed": 0}
+    return pd.DataFrame({**columns, "sample": test.ids, "label": test.labels, "prediction": predictions,
+                         "correct": predictions == test.labels})  # fmt: skip
+
+
+def _spectrum(method: str, values: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"method": method, "index": np.arange(1, len(values) + 1), "share": values / values.sum()})
+
+
+def grid_finding(grid: pd.DataFrame) -> str:
+    """How far λ moves SVE (nats) and ID accuracy (fraction) with all terms; `grid` is that of `weight_grid`.
+
+    >>> rows = [("NMTune", 0.01, "SVE", 3.0), ("NMTune", 1.0, "SVE", 2.5), ("NMTune", 0.01, "ID accuracy", 0.7),
+    ...         ("NMTune", 1.0, "ID accuracy", 0.72)]
+    >>> grid_finding(pd.DataFrame(rows, columns=["method", "weight", "quantity", "value"]))
+    'From λ = 0.01 to 1, with all terms: SVE 3.000 → 2.500, ID accuracy 0.700 → 0.720'
+    """
+    of = grid[grid["method"] == "NMTune"].pivot(index="weight", columns="quantity", values="value").sort_index()
+    changes = (f"{name} {of[name].iloc[0]:.3f} → {of[name].iloc[-1]:.3f}" for name in ("SVE", "ID accuracy"))
+    return f"From λ = {of.index[0]:g} to {of.index[-1]:g}, with all terms: {', '.join(changes)}"

@@ -1,0 +1,274 @@
+"""Tuning the backbone itself, all of it or by low-rank adapters (LoRA), with NMTune's terms or without.
+
+Beyond the black box: this needs the weights, not features alone. Z are the features of the network being tuned, F
+those of the pre-trained one for the same samples, N samples, D features, K classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nml_kit.backbones import Backbone, SentenceEncoder, fingerprint_weights, image_network
+from nml_kit.data import Task
+from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.features import BATCH_ROWS, Features, Fold, extract_features, in_domain_fold, samples_to_train
+from nml_kit.heads import LinearProbe, TrainingSettings, fit_heads, nmtune_terms, require, term_weights
+from nml_kit.store import Store
+from nml_kit.tuning.lora import add_adapters
+
+TUNING_METHODS = ("full", "lora")
+
+
+class Tuning(BaseEstimator):
+    """How a backbone is tuned. Settings alone, with scikit-learn's `get_params` and `set_params` for grids of them.
+
+    method: "full" trains all weights, "lora" low-rank adapters on the convolutions and linear layers, of the given
+    `rank`, and the classifier. weights: of NMTune's terms in the loss, see `NMTune`; 0 is plain tuning. epochs,
+    batch_size, learning_rate (at the start, cosine to 0 per step), weight_decay (AdamW's), random_state (an int, of
+    start and order), device: as those of `LinearProbe`; a learning rate of 0 is allowed.
+
+    >>> Tuning(method="lora", weights=0.01).set_params(rank=4).rank
+    4
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Literal["full", "lora"] = "full",
+        weights: float | tuple[float, float, float] | None = 0.0,
+        rank: int = 8,
+        epochs: int = 10,
+        batch_size: int = 64,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        random_state: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.method = method
+        self.weights = weights
+        self.rank = rank
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.device = device
+
+    def _settings(self) -> TrainingSettings:
+        if self.method not in TUNING_METHODS:
+            raise unknown_name("method of tuning", str(self.method), TUNING_METHODS)
+        require(self.rank >= 1, "rank of at least 1", self.rank)
+        require(self.epochs >= 1, "epochs of at least 1", self.epochs)
+        require(self.batch_size >= 2, "batch_size of at least 2 (one has no covariance)", self.batch_size)
+        require(0 <= self.learning_rate < math.inf, "a learning_rate of at least 0", self.learning_rate)
+        require(0 <= self.weight_decay < math.inf, "a weight_decay of at least 0", self.weight_decay)
+        return TrainingSettings(
+            recipe="paper", term_weights=term_weights(self.weights, "paper"), epochs=self.epochs,
+            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=self.weight_decay, verbose=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class TunedModel:
+    """A tuned network: `backbone` gives its features Z, `head` is the linear classifier on them.
+
+    Both are what they are elsewhere: the backbone's features can be extracted and their spectra taken, the head can be
+    written to a file. `head.loss_curve_` has the mean loss of each epoch, `trained_parameters` counts what was trained.
+    """
+
+    backbone: Backbone
+    head: LinearProbe
+    trained_parameters: int
+
+    def predict_proba(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Class probabilities, float64 (N, K), of uint8 images (N, H, W, 3) or texts (N,)."""
+        return self.head.predict_proba(self._encode(inputs))
+
+    def predict(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """The most probable label (N,) of uint8 images (N, H, W, 3) or texts (N,)."""
+        return self.head.predict(self._encode(inputs))
+
+    def _encode(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([self.backbone(part).numpy() for part in _parts(inputs)])
+
+
+def with_features_of(backbone: Backbone, task: Task, samples: Features) -> Features:
+    """The `samples` of `task` with the features that `backbone` gives them now, in place of those they have."""
+    batches = [backbone(task.inputs(rows)).numpy() for rows in _parts(_rows_of(task, samples))]
+    return replace(samples, values=np.concatenate(batches), fingerprint=backbone.fingerprint)
+
+
+def fine_tune(
+    task: Task,
+    backbone: Backbone,
+    tuning: Tuning | None = None,
+    *,
+    fold: Fold | None = None,
+    store: Store | None = None,
+    progress: bool = True,
+) -> TunedModel:
+    """Tune a copy of the backbone's network, and a linear classifier on it, on the train samples of a task.
+
+    L = L_CE + w₁·L_MSE + w₂·L_COV + w₃·L_SVD with the terms of `nmtune_terms(Z, F)` of each batch. F is extracted once
+    (the store keeps it) and read by row: so images are not augmented, else F would not be of the same input. The
+    classifier starts as a linear probe on F, so that it does not pull good features apart while it is random (Kumar et
+    al., Fine-Tuning can Distort Pretrained Features, ICLR 2022). The network stays in eval mode: Z starts as F, a
+    sample's features are free of its batch, and nothing is drawn but the order; batch normalisation keeps its
+    statistics, full tuning trains its gains and shifts.
+
+    `fold` chooses train samples and their labels, None is all of them. The backbone passed in stays as it is; the same
+    seed, machine and number of threads give the same bytes. Raises InvalidInputError for a backbone that is not a torch
+    module, settings out of range or a training that diverges, and MissingDependencyError for LoRA without peft.
+
+    >>> from nml_kit import load_backbone, load_task
+    >>> digits = load_task("digits").limit(classes=3, train_per_class=8, seed=0)
+    >>> tuned = fine_tune(digits, load_backbone("compact-resnet:8"), Tuning(epochs=1), progress=False)
+    >>> tuned.predict(digits.images).shape, tuned.backbone.name
+    ((138,), 'compact-resnet:8, full tuning')
+    """
+    tuning = tuning or Tuning()
+    _network_of(backbone)  # before features are extracted for nothing
+    tuning._settings()
+    features = extract_features(task, backbone, store=store, progress=progress)
+    train = samples_to_train(features, fold or in_domain_fold(task.name))
+    return tune_on(task, backbone, train, tuning, progress=progress)
+
+
+def tune_on(
+    task: Task,
+    backbone: Backbone,
+    train: Features,
+    tuning: Tuning,
+    *,
+    probe: LinearProbe | None = None,
+    progress: bool = False,
+) -> TunedModel:
+    """`fine_tune` on samples of `task` with their frozen features and labels, where these are known.
+
+    `probe` is the classifier to start from, fitted to them; None fits one.
+    """
+    settings = tuning._settings()
+    encoder = copy.deepcopy(_network_of(backbone)).to(tuning.device)
+    head = copy.deepcopy(probe) if probe else start_of_classifier(train, tuning.random_state)
+    classifier = head.module_.classifier.to(tuning.device)
+    network = image_network(encoder)
+    network.eval().requires_grad_(True)
+    adapted = add_adapters(network, tuning.rank, tuning.random_state) if tuning.method == "lora" else None
+    network.eval()  # adapters come in training mode
+    weights = [weight for part in (network, classifier) for weight in part.parameters() if weight.requires_grad]
+    samples = _Samples(task, _rows_of(task, train), np.asarray(train.values),
+                       np.searchsorted(head.classes_, train.labels))  # fmt: skip
+    curve = _train(_trainable(encoder, backbone), classifier, weights, samples, settings, tuning, progress)
+    if adapted is not None:
+        adapted.merge_and_unload()
+    tuned = encoder.requires_grad_(False).eval().cpu()
+    classifier.cpu()
+    head.loss_curve_ = curve
+    count = sum(weight.numel() for weight in weights if weight.grad is not None)
+    name = f"{backbone.name}, {tuning.method} tuning"
+    return TunedModel(
+        replace(backbone, name=name, encode=tuned, fingerprint=fingerprint_weights(tuned), card=None), head, count
+    )
+
+
+def start_of_classifier(train: Features, seed: int) -> LinearProbe:
+    """The linear probe on frozen features that tuning starts from."""
+    return fit_heads(train.values, train.labels, [LinearProbe(random_state=seed)])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """What is trained on: rows (n,) of the task, frozen features F (n, D), labels as codes 0 … K−1 (n,)."""
+
+    task: Task
+    rows: NDArray[np.intp]
+    F: NDArray[Any]
+    codes: NDArray[np.intp]
+
+    def batch(self, places: Tensor, device: str) -> tuple[NDArray[Any], Tensor, Tensor]:
+        chosen = places.numpy()
+        frozen = torch.from_numpy(np.array(self.F[chosen], dtype=np.float32))
+        return self.task.inputs(self.rows[chosen]), frozen.to(device), torch.from_numpy(self.codes[chosen]).to(device)
+
+
+def _train(
+    encode: Callable[[NDArray[Any]], Tensor],
+    classifier: nn.Linear,
+    weights: list[nn.Parameter],
+    samples: _Samples,
+    settings: TrainingSettings,
+    tuning: Tuning,
+    progress: bool,
+) -> list[float]:
+    """Train the weights in place; return the mean loss of each epoch."""
+    count = len(samples.rows)
+    generator, bounds = torch.Generator().manual_seed(tuning.random_state), settings.bounds_for(count)
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    curve = []
+    for epoch in tqdm(range(tuning.epochs), "tuning", disable=not progress, unit="epoch", leave=False):
+        order, total = torch.randperm(count, generator=generator), 0.0
+        for step, (start, stop) in enumerate(bounds):
+            inputs, F, codes = samples.batch(order[start:stop], tuning.device)
+            loss = tuning_loss(encode(inputs), F, codes, classifier, settings.term_weights)
+            share = (1 + math.cos(math.pi * (epoch + step / len(bounds)) / tuning.epochs)) / 2
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * share
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(codes)
+        curve.append(total / count)
+        if not math.isfinite(curve[-1]):
+            raise InvalidInputError(
+                f"Expected a finite loss, got {curve[-1]} in epoch {epoch + 1} of {tuning.epochs}: tuning diverged. "
+                f"Lower learning_rate (now {settings.learning_rate:g})."
+            )
+    return curve
+
+
+def tuning_loss(
+    Z: Tensor, F: Tensor, codes: Tensor, classifier: nn.Module, weights: tuple[float, float, float]
+) -> Tensor:
+    """Cross-entropy of the classifier on Z (M, D) plus the weighted terms of Z against F (M, D); codes are (M,)."""
+    loss = nn.functional.cross_entropy(classifier(Z), codes)
+    if any(weights):
+        loss = loss + sum(weight * term for weight, term in zip(weights, nmtune_terms(Z, F), strict=True))
+    return loss
+
+
+def _trainable(encoder: nn.Module, backbone: Backbone) -> Callable[[NDArray[Any]], Tensor]:
+    """The network from raw inputs to features with gradients, as `Backbone` calls it without."""
+    if isinstance(encoder, SentenceEncoder):
+        return encoder.embed
+    if backbone.transform is None:
+        return encoder
+    transform, device = backbone.transform, next(encoder.parameters()).device
+    return lambda images: encoder(transform.prepare(images, device))
+
+
+def _network_of(backbone: Backbone) -> nn.Module:
+    encode = backbone.encode
+    if not isinstance(encode, nn.Module) or next(encode.parameters(), None) is None:
+        raise InvalidInputError(
+            f"Backbone {backbone.name!r}: expected a torch module with weights to tune, got a black box "
+            f"({type(encode).__name__}); tune a head on its features instead (NMTune)."
+        )
+    return encode
+
+
+def _rows_of(task: Task, samples: Features) -> NDArray[np.intp]:
+    """The position in `task` of each sample, by its id."""
+    order = np.argsort(task.ids)
+    return order[np.searchsorted(task.ids, samples.ids, sorter=order)]
+
+
+def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:
+    return [values[start : start + BATCH_ROWS] for start in range(0, len(values), BATCH_ROWS)]

@@ -1,0 +1,78 @@
+"""The run monitor: what the runs of a suite are doing now, and what they have found so far."""
+
+from collections.abc import Set
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import ipywidgets
+import plotly.graph_objects as go
+
+from nml_kit.batch import (
+    State,
+    accuracy_in_words,
+    accuracy_lines,
+    found_accuracies,
+    longest_in_words,
+    progress_in_words,
+    progress_table,
+    run_statuses,
+)
+from nml_kit.plots import found_lines, progress_bars, progress_html
+from nml_kit.study import METHODS
+from nml_kit.widgets.explorer import Card, Explorer
+
+_ALL = "all"
+_INTERVAL = 2000  # milliseconds from look to look
+_ORDERS = ("as planned", "slowest first")
+
+
+class RunMonitor(Explorer):
+    """The runs under the directory `runs`, looked at every two seconds while `timer` plays, or at a click.
+
+    The timer is the browser's: it ends with the page. `view` holds state ("all" or one), order, and method (whose
+    accuracy is drawn). Raises InvalidInputError if there is no such directory; without runs it waits for them.
+    """
+
+    def __init__(self, runs: str | Path) -> None:
+        self._runs, pick = Path(runs), ipywidgets.Dropdown
+        self._read()
+        controls = {
+            "state": pick(options=[_ALL, *get_args(State)], description="runs"),
+            "order": pick(options=_ORDERS, description="order"),
+            "method": pick(options=METHODS, description="accuracy of"),
+        }
+        self.timer = ipywidgets.Play(interval=_INTERVAL, max=10**6, repeat=True)
+        button = ipywidgets.Button(description="look now", icon="refresh")
+        self.table, self.found = ipywidgets.HTML(), Card(640)
+        super().__init__(controls, ipywidgets.HBox([self.timer, button]), self.table, [self.found])
+        self.timer.observe(self._ticked, "value")
+        button.on_click(self._ticked)
+
+    def refresh(self) -> None:
+        """Look at the runs again, and draw what has changed."""
+        self._read()
+        self.redraw(set(self.view))
+
+    def redraw(self, changed: Set[str]) -> None:
+        """Draw the table and the figure; of the figure, only what differs goes to the browser."""
+        table, state = self._progress, self.view["state"]
+        if self.view["order"] == "slowest first":
+            table = table.sort_values("seconds", ascending=False, kind="stable")
+        heading = f"{progress_in_words(table)}, at {self._looked:%H:%M:%S} UTC"
+        self.table.value = progress_html(table if state == _ALL else table[table["state"] == state], heading)
+        lines = accuracy_lines(self._accuracies, self.view["method"])
+        self.found.show(found_lines(lines, title=accuracy_in_words(lines, self.view["method"])))
+
+    def static(self) -> go.Figure:
+        """A bar per run, by state and seconds, as they are now, with buttons that sort them."""
+        self._read()
+        finding = [progress_in_words(self._progress), longest_in_words(self._progress)]
+        return progress_bars(self._progress, title="; ".join(filter(None, finding)))
+
+    def _read(self) -> None:
+        statuses, self._looked = run_statuses(self._runs), datetime.now(UTC)
+        self._progress, self._accuracies = progress_table(statuses, now=self._looked), found_accuracies(statuses)
+
+    def _ticked(self, _: Any) -> None:
+        self.refresh()

@@ -1,0 +1,317 @@
+"""Real notebooks in real kernels; each start costs seconds, so one run serves several tests."""
+
+import json
+import os
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from nml_kit.batch import RunStatus, batch, read_statuses, suites
+from nml_kit.batch.run import prepare
+from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
+from nml_kit.study import profiles_dir
+
+pytestmark = pytest.mark.xdist_group("batch")  # one process: its tests share what is made once
+PARAMETERS = (
+    'run_dir = ""\nrate = 0.5\nseeds = [0, 1]\ntask: str = "a=b"  # the default holds an equals sign\nquick = False'
+)
+
+
+def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
+    cells = [new_markdown_cell("# A question"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook = new_notebook(cells=cells + [new_code_cell(source) for source in sources])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    """A run in a hostile environment: another Python's kernel is named python3, and the first kernel start fails."""
+    root = tmp_path_factory.mktemp("good {braces}")
+    other = root / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    (root / "site").mkdir()
+    (root / "site" / "sitecustomize.py").write_text(
+        "import pathlib, os, sys\n"
+        "mark = pathlib.Path(__file__).with_name('died-once')\n"
+        "if 'ipykernel_launcher' in sys.orig_argv and not mark.exists():\n"
+        "    mark.touch(); os._exit(1)\n"
+    )
+    notebook = write_notebook(
+        root / "notebooks" / "good.ipynb",
+        "import json, os, pathlib, sys\n"
+        "facts = {'python': sys.executable, 'cwd': os.getcwd(), 'rate': rate, 'task': task, 'seeds': seeds}\n"
+        "(pathlib.Path(run_dir) / 'facts.json').write_text(json.dumps(facts))",
+        "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]), layout_title_text='Finding')",
+    )
+    run_dir = root / "runs" / "good"
+    run_dir.mkdir(parents=True)
+    (run_dir / "rows.parquet").write_bytes(b"of an earlier run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(root / "jupyter"))
+        patch.setenv("PYTHONPATH", str(root / "site"))
+        result = batch.run_notebook(notebook, params={"rate": "1e-3", "seeds": [7]}, run_dir=run_dir)
+    return root, run_dir, result
+
+
+def test_a_run_leaves_notebook_page_and_status(good_run):
+    _, run_dir, result = good_run
+    assert (result.exit_code, result.state, result.error) == (0, "done", "")
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "facts.json", "notebook.html", "notebook.ipynb", "status.json",
+    ]  # fmt: skip
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["state"] == "done"
+    assert status["params"] == {"rate": 0.001, "seeds": [7], "run_dir": str(run_dir)}
+    assert max(run_dir.iterdir(), key=lambda path: path.stat().st_mtime_ns).name == "status.json"
+
+
+def test_the_kernel_is_this_python_in_the_run_directory(good_run):
+    _, run_dir, _ = good_run
+    facts = json.loads((run_dir / "facts.json").read_text())
+    assert facts == {"python": sys.executable, "cwd": str(run_dir), "rate": 0.001, "task": "a=b", "seeds": [7]}
+
+
+def test_a_kernel_that_does_not_start_is_started_again(good_run):
+    root, _, result = good_run
+    assert (root / "site" / "died-once").exists()
+    assert result.exit_code == 0
+
+
+def test_figures_are_stored_as_data_and_shown_in_the_page(good_run):
+    _, run_dir, _ = good_run
+    outputs = nbformat.read(run_dir / "notebook.ipynb", as_version=4).cells[-1].outputs
+    assert "application/vnd.plotly.v1+json" in outputs[0].data
+    assert (run_dir / "notebook.ipynb").stat().st_size < 100_000
+    assert "Plotly.newPlot" in (run_dir / "notebook.html").read_text()
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path):
+    write_notebook(tmp_path / "bad.ipynb", "x = 1", "1 / 0")
+    write_notebook(tmp_path / "fine.ipynb", "open('fine.txt', 'w').close()")
+    suite = tmp_path / "suites" / "two.yaml"
+    suite.parent.mkdir()
+    suite.write_text("name: two\nprofile: smoke\nnotebooks:\n- notebook: ../bad.ipynb\n- notebook: ../fine.ipynb\n")
+    plan = [
+        suites.PlannedRun(run.notebook, None, run.params, run.run_dir)
+        for run in suites.plan_suite(suite, runs=tmp_path / "runs")
+    ]
+    lines = []
+    bad, fine = batch.run_suite(plan, report=lambda progress: lines.append(progress.text))
+    assert (bad.exit_code, bad.cell) == (1, 4)
+    assert bad.error == "cell 4: ZeroDivisionError: division by zero"
+    assert json.loads((bad.run_dir / "status.json").read_text())["state"] == "failed"
+    assert "ZeroDivisionError" in (bad.run_dir / "notebook.ipynb").read_text()
+    assert not (bad.run_dir / "notebook.html").exists()
+    assert fine.exit_code == 0
+    assert (tmp_path / "runs" / "two" / "fine" / "fine.txt").exists()
+    assert batch.suite_exit_code([bad, fine]) == batch.PART_FAILED == 3
+    assert [line.split(" after")[0] for line in lines] == [
+        "bad started", "bad failed", "fine started", "fine done",
+    ]  # fmt: skip
+
+
+def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(tmp_path):
+    """Each of the first stage waits for the other's file; the second stage, listed first, needs both."""
+    wait = "import pathlib, time\nend = time.monotonic() + 30\nroot = pathlib.Path(run_dir).parent\n"
+    for own, other in (("a", "b"), ("b", "a")):
+        code = f"(root / '{own}.txt').touch()\nwhile not (root / '{other}.txt').exists(): assert time.monotonic() < end"
+        write_notebook(tmp_path / f"{own}.ipynb", wait + code)
+    write_notebook(tmp_path / "last.ipynb", wait + "assert (root / 'a' / 'status.json').exists()")
+    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
+            for name, stage in (("a", 0), ("b", 0), ("last", 1))]  # fmt: skip
+    results = batch.run_suite(plan, jobs=2)
+    assert [(result.notebook.stem, result.exit_code, result.error) for result in results] == [
+        ("a", 0, ""), ("b", 0, ""), ("last", 0, "")]  # fmt: skip
+    with pytest.raises(InvalidInputError, match="Expected jobs of at least 1, got 0"):
+        batch.run_suite(plan, jobs=0)
+
+
+def actions(plan: list[suites.PlannedRun], **options) -> dict[str, str]:
+    return {row.run.name: row.action for row in batch.look_ahead(plan, **options)}
+
+
+def test_a_grid_resumes_with_what_is_not_done(tmp_path):
+    """Each execution leaves a line; the run with seed 1 fails until a file is there."""
+    code = (
+        "import pathlib\nroot = pathlib.Path(run_dir).parents[3]\n"
+        "with (root / 'log').open('a') as log: log.write(f'{seed}\\n')\n"
+    )
+    parameters = 'profile = "smoke"\nseed = 7\nrun_dir = ""'
+    notebook = tmp_path / "n.ipynb"
+    write_notebook(notebook, code + "assert seed == 0 or (root / 'ready').exists()", parameters=parameters)
+
+    def plan(**options):
+        return suites.plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [0, 1]}, **options)
+
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert [status.state for status in batch.run_suite(plan())] == ["done", "failed"]
+    assert actions(plan()) == {"n/seed=0": "hit", "n/seed=1": "retry"}
+    assert {row.run.name: row.seconds for row in batch.look_ahead(plan())}["n/seed=1"] > 0
+    (tmp_path / "ready").touch()
+    results = batch.run_suite(plan())
+    assert [(status.name, status.state) for status in results] == [("n/seed=0", "hit"), ("n/seed=1", "done")]
+    assert [status.state for status in batch.run_suite(plan())] == ["hit", "hit"]
+    assert (tmp_path / "log").read_text() == "0\n1\n1\n"
+
+    assert actions(plan(), force=True) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert actions(plan(), only="*seed=1") == {"n/seed=1": "hit"}
+    assert actions(plan(), only="n") == actions(plan())
+    with pytest.raises(InvalidInputError, match=r"got 'x\*'\. Runs: n/seed=0, n/seed=1"):
+        batch.look_ahead(plan(), only="x*")
+    own = tmp_path / "smoke.yaml"
+    own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    moved = [replace(run, profile=str(own)) for run in plan()]
+    assert set(actions(moved).values()) == {"hit"}  # the same content elsewhere
+    own.write_text(own.read_text().replace("head_epochs: 2", "head_epochs: 77"))
+    assert set(actions(moved).values()) == {"run"}
+    (tmp_path / "runs" / "smoke" / "n" / "seed=0" / "notebook.html").unlink()
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "hit"}
+    write_notebook(notebook, code, parameters=parameters)
+    assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
+    assert {one.state for one in read_statuses(tmp_path)} == {"done"}
+
+
+def test_a_run_and_its_execution_travel_to_another_process():
+    run = suites.PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
+    execute, arrived = pickle.loads(pickle.dumps((batch.execute_run, run)))  # noqa: S301 (our own)
+    assert execute is batch.execute_run
+    assert arrived == run
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    plan = [suites.PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
+    with pytest.raises(InvalidInputError, match="got two runs in one"):
+        batch.run_suite(plan)
+
+
+def test_later_stages_wait_for_earlier_ones_unless_told_to_keep_going(tmp_path):
+    write_notebook(tmp_path / "bad.ipynb", "1 / 0")
+    write_notebook(tmp_path / "later.ipynb")
+    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
+            for name, stage in (("bad", 0), ("later", 1))]  # fmt: skip
+    bad, later = batch.run_suite(plan)
+    assert (bad.state, later.state, later.exit_code) == ("failed", "skipped", 3)
+    assert later.error == "not started: bad did not end well"
+    assert not later.run_dir.exists()
+    assert {one.name: one.state for one in read_statuses(tmp_path / "runs")} == {"bad": "failed", "later": "waiting"}
+    assert [one.state for one in batch.run_suite(plan, keep_going=True)] == ["failed", "done"]
+
+
+def test_a_run_that_hangs_is_ended_in_time(tmp_path):
+    hang = (
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open('pid', 'w').write(str(os.getpid()))"
+    )
+    notebook = write_notebook(tmp_path / "hangs.ipynb", hang, "while True: time.sleep(1)")
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run", timeout=4)
+    assert (result.state, result.exit_code, result.cell) == ("timed out", 1, 4)
+    assert result.error == "cell 4: not finished within 4 s"
+    assert result.seconds < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "run" / "pid").read_text()), 0)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(InvalidInputError, match="Expected a timeout above 0 seconds"):
+            batch.run_suite([], timeout=timeout)
+
+
+def test_what_a_cell_prints_is_cut_and_counted(tmp_path):
+    """A flood in small pieces, one line without an end, a long result; progress bars do not use up the room."""
+    notebook = write_notebook(
+        tmp_path / "n.ipynb",
+        "for _ in range(300_000): print('x' * 9)\nimport sys; _ = sys.stdout.write('y' * 7_000_000)",
+        "'z' * 3_000_000",
+        "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
+        "print('\\rlast', file=sys.stderr)",
+        "for i in range(3000): print(i, flush=True)",
+    )
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
+    assert (result.state, result.error) == ("done", "")
+    flood, text, bars, pieces = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-4:]
+    head, _, notes = flood.outputs[0].text.partition("\n…")
+    assert head == ("x" * 9 + "\n") * 100_000
+    assert "9,000,000 characters were cut" in notes
+    assert len(text.outputs[0].data["text/plain"]) < 1_000_100
+    assert bars.outputs[0].text == "last\n"
+    assert pieces.outputs[0].text.split() == list(map(str, range(3000)))
+    assert all((tmp_path / "run" / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
+
+
+def test_a_dead_kernel_is_told_apart(tmp_path):
+    notebook = write_notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
+    assert (result.exit_code, result.state) == (138, "kernel died")
+    assert result.error == f"cell 3: the kernel died (out of memory, or killed); see {tmp_path / 'run' / 'kernel.log'}"
+    assert (tmp_path / "run" / "kernel.log").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 138
+
+
+def test_all_runs_are_checked_before_the_first_starts(tmp_path):
+    fine = write_notebook(tmp_path / "fine.ipynb", "open('ran.txt', 'w').close()")
+    plan = [
+        suites.PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
+        suites.PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
+    ]
+    with pytest.raises(UnknownNameError, match="Unknown parameter 'rte': did you mean 'rate'"):
+        batch.run_suite(plan)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_profile_is_refused_before_a_kernel_starts(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
+    with pytest.raises(UnknownNameError, match="Unknown profile 'dmeo': did you mean 'demo'"):
+        batch.run_notebook(notebook, profile="dmeo", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = profiles_dir() / "smoke.yaml"
+    Path("own.yaml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
+    (plan,) = suites.plan_notebook(notebook, runs="runs", profile="own.yaml")
+    assert plan.run_dir == Path("runs/own/n")
+    [prepared] = prepare([plan])
+    assert prepared.values == {"profile": str(tmp_path / "own.yaml")}
+
+
+def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    with pytest.raises(UnknownNameError, match="Unknown parameter 'profile'"):
+        batch.run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
+        batch.run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
+
+
+def result(state: str) -> RunStatus:
+    return RunStatus(name="n", notebook=Path("n.ipynb"), run_dir=Path("run"), state=state)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["done", "hit"], 0),
+        (["failed"], 1),
+        (["timed out"], 1),
+        (["kernel died"], 138),
+        (["interrupted"], 130),
+        (["done", "failed", "done"], 3),
+        (["kernel died", "kernel died"], 3),
+        (["failed", "skipped"], 3),
+        (["done", "interrupted"], 130),
+        (["interrupted", "failed"], 130),
+    ],
+)
+def test_exit_codes(states, expected):
+    assert batch.suite_exit_code([result(state) for state in states]) == expected

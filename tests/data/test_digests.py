@@ -1,0 +1,95 @@
+"""The digest of files is remembered, and never outlives a change of their content."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from nml_kit.data import digests as _digests
+from nml_kit.data import load_task
+from nml_kit.data.images import WholeFiles
+from nml_kit.data.joined import join_tasks
+from tests.data.test_shards import write_shards
+from tests.pictures import write_class_folders
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts the files that are read."""
+    counted = []
+    read = WholeFiles.read
+    monkeypatch.setattr(WholeFiles, "read", lambda self, number: counted.append(number) or read(self, number))
+    return counted
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_class_folders(tmp_path / "set", ["a", "b"], ("",), each=2)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """As a minute after the last change of the files."""
+    monkeypatch.setattr(_digests, "_SETTLED_SECONDS", 0.05)
+    return lambda: time.sleep(0.1)
+
+
+def test_files_are_read_once_and_again_after_a_change(folder, settled, reads):
+    settled()
+    first = load_task(folder).fingerprint
+    assert len(reads) == 4
+    assert load_task(folder).fingerprint == first
+    assert len(reads) == 4
+    assert load_task(folder).take([0, 1]).fingerprint != first
+    assert len(reads) == 6
+    changed = folder / "a" / "1.png"
+    times = changed.stat()
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))  # set back; the size is the same
+    settled()
+    second = load_task(folder).fingerprint
+    assert second != first
+    assert load_task(folder).fingerprint == second
+    assert len(reads) == 10
+
+
+def test_what_has_just_changed_is_not_remembered(folder, reads):
+    assert load_task(folder).fingerprint == load_task(folder).fingerprint
+    assert len(reads) == 8
+
+
+def test_files_that_are_moved_or_touched_are_read_again_to_the_same_digest(folder, settled, reads):
+    settled()
+    first = load_task(folder).fingerprint
+    os.utime(folder / "a" / "0.png")
+    assert load_task(folder).fingerprint == first
+    shutil.move(folder, folder.with_name("moved"))
+    assert load_task(folder.with_name("moved")).fingerprint == first
+    assert len(reads) == 12
+
+
+def test_a_memory_that_is_torn_or_cannot_be_written_is_done_without(folder, settled, tmp_path, monkeypatch):
+    settled()
+    first = load_task(folder).fingerprint
+    (memory,) = (tmp_path / "home" / "digests").iterdir()
+    memory.write_text(memory.read_text()[:20])
+    assert load_task(folder).fingerprint == first
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NML_HOME", str(tmp_path / "file"))
+    assert load_task(folder).fingerprint == first
+
+
+def test_shards_and_joined_tasks_are_remembered_too(folder, settled, tmp_path):
+    write_class_folders(tmp_path / "other", ["a", "b"], ("",), each=1)
+    pattern = write_shards(tmp_path / "shards", 2)
+    settled()
+    for make in (lambda: load_task(pattern), lambda: join_tasks([load_task(folder), load_task(tmp_path / "other")])):
+        known = len(list((tmp_path / "home" / "digests").glob("*")))
+        task = make()
+        assert task.fingerprint == make().fingerprint
+        assert len(list((tmp_path / "home" / "digests").glob("*"))) == known + 1
+        assert task.image_data.digest() == _digests.digest_of(make().image_data)

@@ -1,0 +1,201 @@
+"""Folders of images: classes, splits, ids and fingerprints; what is read, and when."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from nml_kit.backbones import load_backbone
+from nml_kit.data import load_task
+from nml_kit.data.task import Task
+from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.features import extract_features, is_extracted
+from nml_kit.store import Store
+from tests.pictures import pixels, write_class_folders, write_picture
+
+
+def in_memory(task: Task) -> Task:
+    """The same task with its encoded files in an object array of bytes."""
+    column = np.empty(len(task), dtype=object)
+    column[:] = list(task.image_data)
+    return replace(task, image_data=column)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_class_folders(tmp_path / "pets", ["dog", "cat"], ("train", "val"))
+    return tmp_path / "pets"
+
+
+def test_classes_and_labels_are_those_of_torchvision(folder):
+    task = load_task(folder)
+    for split, use in (("train", "train"), ("val", "test")):
+        theirs = ImageFolder(folder / split)
+        ours = task.select(split=use)
+        assert ours.class_names == tuple(theirs.classes) == ("cat", "dog")
+        assert ours.labels.tolist() == theirs.targets
+        expected = np.stack([np.asarray(image) for image, _ in theirs])
+        np.testing.assert_array_equal(ours.images, expected)
+    assert task.ids[0] == "train/cat/0.png"
+    assert task.name == "pets"
+
+
+def test_validation_images_are_more_to_train_on_where_there_is_a_test_split(tmp_path):
+    write_class_folders(tmp_path, ["a", "b"], ("train", "val", "test"), each=2)
+    task = load_task(tmp_path)
+    uses = {name.split("/")[0]: split for name, split in zip(task.ids.tolist(), task.splits.tolist(), strict=True)}
+    assert uses == {"train": "train", "val": "train", "test": "test"}
+
+
+def test_without_splits_a_quarter_of_each_class_is_for_test_wherever_the_files_lie(tmp_path):
+    write_class_folders(tmp_path / "one", ["train", "car"], ("",), each=8)  # a train is a class here
+    task = load_task(tmp_path / "one")
+    assert task.class_names == ("car", "train")
+    assert np.bincount(task.labels[task.splits == "test"]).tolist() == [2, 2]
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    moved = load_task(tmp_path / "two")
+    np.testing.assert_array_equal(moved.splits, task.splits)
+    np.testing.assert_array_equal(moved.ids, task.ids)
+
+
+def test_the_fingerprint_is_that_of_the_same_bytes_in_memory_and_of_the_content_alone(folder, tmp_path):
+    task = load_task(folder)
+    assert task.fingerprint == in_memory(task).fingerprint
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    os.utime(tmp_path / "elsewhere" / "val" / "cat" / "0.png", (1, 1))
+    assert load_task(tmp_path / "elsewhere").fingerprint == task.fingerprint
+    changed = tmp_path / "elsewhere" / "val" / "cat" / "0.png"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    assert load_task(tmp_path / "elsewhere").fingerprint != task.fingerprint
+
+
+def test_shipped_tasks_keep_their_fingerprints():
+    """The reference results depend on them."""
+    assert load_task("digits").fingerprint == "fd5c8c0cab70acb0cbae15ba716431e7d206deadd98b0f6522a56e313a74aa03"
+    assert load_task("emoji-text").fingerprint == "11adf22a27e2d8b03ab65e6e09984f62a86d34aff5e712f1222b52e5ea2e4429"
+
+
+def test_nothing_is_read_before_pixels_are_asked_for(folder):
+    (folder / "train" / "cat" / "3.png").write_bytes(b"no picture")
+    task = load_task(folder)
+    kept = task.take(task.splits == "test")
+    assert len(kept.images) == 8
+    with pytest.raises(DataFileError, match=r"sample 'train/cat/3.png' \(.*pets/train/cat/3.png\) does not decode"):
+        task.inputs(slice(0, 8))
+    (folder / "val" / "dog" / "1.png").unlink()
+    with pytest.raises(DataFileError, match=r"Expected an image in .*val/dog/1.png, got .*No such file"):
+        _ = kept.fingerprint
+
+
+def test_rows_are_chosen_by_masks_slices_and_positions(folder):
+    task = load_task(folder)
+    positions = np.array([9, 2, 2 + 9])
+    everything = task.images
+    np.testing.assert_array_equal(task.inputs(positions), everything[positions])
+    np.testing.assert_array_equal(task.inputs(slice(3, 7)), everything[3:7])
+    mask = task.labels == 1
+    np.testing.assert_array_equal(task.take(mask).take(np.array([1, 0])).images, everything[mask][[1, 0]])
+    assert isinstance(task.image_data[3], bytes)
+
+
+def test_images_of_several_sizes_come_as_they_are(tmp_path):
+    write_picture(tmp_path / "a" / "0.png", 0, height=5, width=9)
+    write_picture(tmp_path / "a" / "deeper" / "1.png", 1, height=5, width=9)
+    write_picture(tmp_path / "b" / "2.PNG", 2, height=7, width=6)
+    task = load_task(tmp_path)
+    inputs = task.inputs(slice(None))
+    assert inputs.dtype == object
+    assert [image.shape for image in inputs] == [(5, 9, 3), (5, 9, 3), (7, 6, 3)]
+    np.testing.assert_array_equal(inputs[2], pixels(2, height=7, width=6))
+    assert task.inputs(slice(0, 2)).shape == (2, 5, 9, 3)
+    with pytest.raises(DataFileError, match=r"expected images of one size.*take `inputs"):
+        _ = task.images
+
+
+def test_a_class_without_images_and_a_folder_without_classes_are_named(folder, tmp_path):
+    (folder / "train" / "eel").mkdir()
+    with pytest.raises(DataFileError, match=r"train/eel: expected images .* of class 'eel', got none"):
+        load_task(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataFileError, match=r"empty: expected one folder of images for each class, got none"):
+        load_task(tmp_path / "empty")
+
+
+def write_domains(root, domains=("real", "sketch")):
+    for domain in domains:
+        for split, numbers in (("train", (0, 1)), ("test", (2,))):
+            lines = []
+            for label, class_name in enumerate(("airplane", "zebra")):
+                for number in numbers:
+                    file = f"{domain}/{class_name}/{domain}_{label}_{number}.jpg"
+                    write_picture(root / file, 10 * label + number)
+                    lines.append(f"{file} {label}")
+            (root / f"{domain}_{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_domains_come_from_their_split_files(tmp_path):
+    write_domains(tmp_path)
+    task = load_task(tmp_path)
+    assert task.class_names == ("airplane", "zebra")
+    chosen = task.select(split="test", domains=["sketch"])
+    assert chosen.ids.tolist() == ["sketch/airplane/sketch_0_2.jpg", "sketch/zebra/sketch_1_2.jpg"]
+    assert chosen.labels.tolist() == [0, 1]
+    assert chosen.images.shape == (2, 8, 8, 3)
+
+
+def test_a_missing_split_file_a_wrong_line_and_a_label_of_two_classes_are_named(tmp_path):
+    write_domains(tmp_path)
+    (tmp_path / "real_test.txt").unlink()
+    with pytest.raises(DataFileError, match=r"Expected the split file .*real_test\.txt"):
+        load_task(tmp_path)
+    for line, message in (
+        ("real/airplane/x.jpg", "line 1: expected a line as 'real/airplane/x.jpg 0'"),
+        ("../../x/y.jpg 0", "line 1: expected a line as"),
+        ("real/car/x.jpg 0", "expected label 0 for 'airplane' as before, got 'car'"),
+    ):
+        (tmp_path / "real_test.txt").write_text(line + "\n")
+        with pytest.raises(DataFileError, match=message):
+            load_task(tmp_path)
+
+
+def test_paths_of_nothing_and_of_other_files_are_refused(tmp_path):
+    with pytest.raises(DataFileError, match=r"Expected a data set at .*nowhere, but nothing is there"):
+        load_task(tmp_path / "nowhere")
+    (tmp_path / "x.zip").touch()
+    with pytest.raises(InvalidInputError, match=r"ends in \.parquet, \.csv, \.tsv or \.tar, or a folder, got .*x\.zip"):
+        load_task(tmp_path / "x.zip")
+
+
+def test_a_split_without_class_folders_is_not_left_out(folder):
+    """As the validation images of ImageNet come."""
+    for file in (folder / "val").rglob("*.png"):
+        file.rename(folder / "val" / f"{file.parent.name}-{file.name}")
+    for name in ("cat", "dog"):
+        (folder / "val" / name).rmdir()
+    with pytest.raises(DataFileError, match=r"pets/val: expected one folder of images for each class, got none; sort"):
+        load_task(folder)
+
+
+def test_a_flat_folder_of_unlabelled_test_images_is_left_out(folder):
+    """As those of ImageNet come."""
+    write_picture(folder / "test" / "0.png", 7)
+    task = load_task(folder)
+    assert {one.split("/")[0] for one in task.ids[task.splits == "test"]} == {"val"}
+
+
+def test_moving_files_keeps_stored_features_and_a_changed_byte_does_not(folder, store):
+    """The task is found again by what it holds, so nothing is extracted twice, and nothing stale is taken."""
+    backbone = load_backbone("compact-resnet")
+    task = load_task(folder)
+    features = extract_features(task, backbone, store=store, progress=False)
+    expected = extract_features(in_memory(task), backbone, store=Store(store.root / "other"), progress=False)
+    np.testing.assert_array_equal(features.values, expected.values)
+    shutil.move(folder, folder.with_name("moved"))
+    assert is_extracted(load_task(folder.with_name("moved")), backbone, store=store)
+    write_picture(folder.with_name("moved") / "val" / "cat" / "0.png", 99)
+    assert not is_extracted(load_task(folder.with_name("moved")), backbone, store=store)

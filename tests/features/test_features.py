@@ -1,0 +1,138 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from nml_kit.backbones import ImageTransform, load_backbone
+from nml_kit.errors import CorruptEntryError, InvalidInputError, UnknownNameError
+from nml_kit.features import Features, extract_features
+
+
+@pytest.fixture
+def backbone():
+    return load_backbone("compact-resnet", seed=0)
+
+
+def extract(task, backbone, store, **options):
+    return extract_features(task, backbone, store=store, progress=False, **options)
+
+
+def test_rows_are_the_network_outputs_of_their_ids(task, backbone, store):
+    features = extract(task, backbone, store)
+    with torch.no_grad():
+        one_by_one = torch.cat([backbone.encode(backbone.transform(torch.from_numpy(task.images[i : i + 1])))
+                                for i in range(len(task))])  # fmt: skip
+    np.testing.assert_allclose(features.values, one_by_one.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.ids, task.ids)
+
+
+@pytest.mark.parametrize(("shard", "batch"), [(7, 3), (10, 10), (1000, 1)])
+def test_result_does_not_depend_on_batch_or_shard_size(task, backbone, tmp_path, monkeypatch, shard, batch):
+    from nml_kit.features import features as module
+    from nml_kit.store import Store
+
+    expected = extract(task, backbone, Store(tmp_path / "a")).values
+    monkeypatch.setattr(module, "SHARD_ROWS", shard)
+    monkeypatch.setattr(module, "BATCH_ROWS", batch)
+    np.testing.assert_allclose(extract(task, backbone, Store(tmp_path / "b")).values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_extracted_once_and_never_stale(task, backbone, store):
+    calls = []
+
+    def counting(images):
+        calls.append(len(images))
+        return images.reshape(len(images), -1)[:, :5].astype(np.float32)
+
+    first = extract(task, load_backbone(counting, fingerprint_of_weights="v1"), store)
+    again = extract(task, load_backbone(counting, fingerprint_of_weights="v1"), store)
+    assert sum(calls) == len(task)
+    np.testing.assert_array_equal(first.values, again.values)
+    extract(task, load_backbone(counting, fingerprint_of_weights="v2"), store)
+    assert sum(calls) == 2 * len(task)
+
+
+def test_key_sees_weights_transform_dtype_and_pixels(task, backbone, store):
+    pixels = task.images.copy()
+    pixels[0, 0, 0, 0] ^= 1
+    requests = [
+        (task, backbone, "float32"),
+        (task, load_backbone("compact-resnet", seed=1), "float32"),
+        (task, load_backbone("compact-resnet", seed=0, transform=ImageTransform(mean=(0.4,) * 3)), "float32"),
+        (task, backbone, "float16"),
+        (dataclasses.replace(task, image_data=pixels), backbone, "float32"),
+    ]
+    digests = {extract(t, b, store, dtype=dtype).fingerprint for t, b, dtype in requests}
+    assert len(digests) == len(requests)
+    renamed = dataclasses.replace(task, name="other name", labels=task.labels[::-1].copy())
+    assert extract(renamed, backbone, store).fingerprint in digests
+
+
+def test_interrupted_extraction_goes_on_from_the_last_whole_shard(task, store, monkeypatch):
+    from nml_kit.features import features as module
+
+    monkeypatch.setattr(module, "SHARD_ROWS", 20)
+    seen, broken = [], [True]
+
+    def encode(images):
+        if len(seen) == 3 and broken[0]:
+            raise KeyboardInterrupt
+        seen.append(images.copy())
+        return images.reshape(len(images), -1)[:, :4].astype(np.float32)
+
+    backbone = load_backbone(encode, fingerprint_of_weights="v1")
+    with pytest.raises(KeyboardInterrupt):
+        extract(task, backbone, store)
+    broken[0] = False
+    features = extract(task, backbone, store)
+    np.testing.assert_array_equal(np.concatenate(seen), task.images)
+    np.testing.assert_array_equal(features.values, task.images.reshape(len(task), -1)[:, :4])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_name_the_sample(task, store, bad):
+    def encode(images):
+        out = np.ones((len(images), 2), dtype=np.float32)
+        out[5] = bad
+        return out
+
+    with pytest.raises(InvalidInputError, match="got NaN or infinity for sample 'sample-0005' of 'quadrants'"):
+        extract(task, load_backbone(encode, fingerprint_of_weights="v1"), store)
+
+
+def test_float16_overflow_is_an_error_not_an_infinity(task, store):
+    backbone = load_backbone(lambda images: np.full((len(images), 2), 1e6), fingerprint_of_weights="v1")
+    with pytest.raises(InvalidInputError, match=r"NaN or infinity.*as float16"):
+        extract(task, backbone, store, dtype="float16")
+
+
+def test_flipped_byte_in_a_stored_entry_is_found(task, backbone, store):
+    extract(task, backbone, store)
+    (info,) = store.entries("features")
+    path = info.path / "features.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(CorruptEntryError, match=r"features\.safetensors.*nml store prune"):
+        extract(task, backbone, store)
+
+
+def test_select_and_its_errors(task, backbone, store):
+    features = extract(task, backbone, store)
+    part = features.select(split="test", domains=("dark",))
+    assert set(part.splits) == {"test"}
+    rows = [features.ids.tolist().index(name) for name in part.ids]
+    np.testing.assert_array_equal(part.values, features.values[rows])
+    with pytest.raises(UnknownNameError, match="Unknown domain 'drk': did you mean 'dark'"):
+        features.select(domains=("drk",))
+
+
+def test_missing_or_repeated_ids_are_refused():
+    columns = {"task": "t", "values": np.ones((2, 3)), "labels": np.array([0, 1]), "class_names": ("a", "b"),
+               "domains": np.array(["d", "d"]), "splits": np.array(["train", "test"]), "fingerprint": "x"}  # fmt: skip
+    with pytest.raises(InvalidInputError, match="got 2 rows for 1 ids"):
+        Features(ids=np.array(["a"]), **columns)
+    with pytest.raises(InvalidInputError, match="expected unique ids, but got 'a' 2 times"):
+        Features(ids=np.array(["a", "a"]), **columns)

@@ -1,0 +1,83 @@
+"""Figures as files: what a reader of that format says of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+
+from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.pages import PLOTLY_MIME, save_figures
+from nml_kit.pages.images import save_figure
+from nml_kit.plots import finish, without_room
+
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium, which draws the figures")
+ROOM = {"t": 40, "b": 60}
+
+
+@pytest.fixture
+def figure() -> go.Figure:
+    figure = finish(go.Figure(go.Scatter(y=[1, 3, 2])), "A finding", height=300, legend="Lines")
+    menu = {"buttons": [{"label": "MENU", "method": "restyle", "args": []}]}
+    figure.update_layout(updatemenus=[menu], meta={"room": ROOM}, height=figure.layout.height + 100)
+    return figure.update_layout(margin_t=figure.layout.margin.t + 40, margin_b=120)
+
+
+def test_without_room_title_and_legend_stay_where_they_are(figure):
+    before = figure.to_plotly_json()["layout"]
+    after = without_room(before)
+    assert after["height"] == before["height"] - 100
+    for part in ("title", "legend"):
+        from_top = [(1 - layout[part]["y"]) * layout["height"] for layout in (before, after)]
+        assert from_top[0] == pytest.approx(from_top[1])
+    assert {side: before["margin"][side] - after["margin"][side] for side in "tb"} == ROOM
+    assert without_room(after) == after
+
+
+@pytest.mark.parametrize("meta", [None, "room", {"room": {"b": "60"}}, {"room": [1]}])
+def test_layouts_of_others_are_left_alone(meta):
+    layout = {"meta": meta, "height": 300, "margin": {"b": 100}}
+    assert without_room(layout) == layout
+
+
+@needs_browser
+def test_a_png_has_the_size_of_the_figure_and_none_of_its_menus(figure, tmp_path):
+    saved = save_figure(figure, tmp_path / "one.png", width=500, scale=2)
+    with Image.open(saved) as image:
+        assert image.size == (1000, 2 * (figure.layout.height - 100))
+        assert len(image.convert("RGB").getcolors(10**6)) > 10
+    text = save_figure(figure, tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "A finding" in text
+    assert "MENU" not in text
+    assert figure.layout.updatemenus  # its own controls stay
+    assert save_figure(figure, tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+@needs_browser
+def test_every_figure_of_a_notebook_becomes_a_file(figure, tmp_path):
+    outputs = [nbformat.v4.new_output("display_data", {PLOTLY_MIME: figure.to_plotly_json()}) for _ in range(2)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("draw()", outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    paths = save_figures(tmp_path / "n.ipynb", "svg")
+    assert [path.name for path in paths] == ["n-1.svg", "n-2.svg"]
+    assert all("A finding" in path.read_text(encoding="utf-8") for path in paths)
+
+
+def test_bad_input_and_a_missing_browser_are_explained(figure, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"ends in \.png, \.svg, \.pdf, got 'one\.bmp'"):
+        save_figure(figure, tmp_path / "one.bmp")
+    with pytest.raises(DataFileError, match="Expected a Jupyter notebook"):
+        save_figures(tmp_path / "none.ipynb", "png")
+    code = (
+        "import plotly.graph_objects as go; from nml_kit import save_figure; from nml_kit.errors import NMLError\n"
+        "try: save_figure(go.Figure(), 'one.png')\n"
+        "except NMLError as error: print(error)"
+    )
+    environment = os.environ | {"BROWSER_PATH": str(tmp_path / "none")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "Expected kaleido and a Chromium or Chrome that it finds" in run.stdout, run.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""The parameters cell, read as text and never run."""
+
+import nbformat
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
+
+from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
+from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
+
+
+def test_the_parameters_cell_is_read_without_running_it():
+    source = 'text = "a=b"\nnumbers = [\n    1,  # one\n    2,\n]\nratio: float = 0.1\nnothing = None\nshift = -3'
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    expected = {"text": "a=b", "numbers": [1, 2], "ratio": 0.1, "nothing": None, "shift": -3}
+    assert notebook_parameters(new_notebook(cells=[cell])) == expected
+    assert notebook_parameters(new_notebook(cells=[new_code_cell("x = 1")])) == {}
+
+
+@pytest.mark.parametrize("source", ["x = open('secret')", "import os", "x, y = 1, 2", "x = ("])
+def test_a_parameters_cell_holds_only_literals(source):
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    with pytest.raises(InvalidInputError, match="Expected lines `name = literal` in the parameters cell"):
+        notebook_parameters(new_notebook(cells=[cell]))
+
+
+DEFAULTS = {"rate": 0.5, "n": 3, "task": "icons", "quick": False, "seeds": [0], "grid": {"a": 1}, "any": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rate", float("nan"), "plain JSON value"),
+        ("rate", np.float64(0.1) * np.ones(2), "plain JSON value"),
+        ("n", np.int64(3), r"plain JSON value .*convert it, as with `\.item\(\)`"),
+        ("any", {1, 2}, "plain JSON value"),
+        ("any", {1: 2}, "expected text as keys"),
+        ("n", True, "expected int, as in its default 3, got True"),
+        ("n", 2.5, "expected int"),
+        ("rate", "fast", "expected float, as in its default 0.5, got 'fast'"),
+        ("rate", True, "expected float"),
+        ("rate", "inf", "expected float"),
+        ("quick", 1, "expected bool"),
+        ("task", 3, "expected str"),
+        ("seeds", 3, "expected list"),
+    ],
+)
+def test_wrong_values_are_refused(name, value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_parameters({name: value}, DEFAULTS)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(value=json_values)
+def test_plain_values_pass_unchanged_where_any_type_is_meant(value):
+    assert check_parameters({"any": value}, DEFAULTS) == {"any": value}
+
+
+@given(value=json_values)
+def test_a_value_is_accepted_with_the_type_of_its_default_or_refused_with_a_message(value):
+    for name, default in DEFAULTS.items():
+        try:
+            checked = check_parameters({name: value}, DEFAULTS)[name]
+        except InvalidInputError as error:
+            message = str(error)
+            if not message.startswith(f"Parameter {name!r}: expected"):
+                raise
+        else:
+            assert default is None or type(checked) is type(default)
+
+
+LITERAL = """
+from typing import Literal
+method: Literal["LP", "MLP"] = "LP"
+folds: typing.Literal[3, 5] = 3
+rate: float = 0.1
+"""
+
+
+def test_a_literal_annotation_lists_the_choices():
+    notebook = new_notebook(cells=[new_code_cell(LITERAL, metadata={"tags": ["parameters"]})])
+    defaults, choices = notebook_parameters(notebook), notebook_choices(notebook)
+    assert defaults == {"method": "LP", "folds": 3, "rate": 0.1}
+    assert choices == {"method": ("LP", "MLP"), "folds": (3, 5)}
+    assert check_parameters({"method": "MLP", "folds": 5}, defaults, choices) == {"method": "MLP", "folds": 5}
+    with pytest.raises(UnknownNameError, match="Unknown value of parameter 'method': 'MPL': did you mean 'MLP'"):
+        check_parameters({"method": "MPL"}, defaults, choices)
+    with pytest.raises(UnknownNameError, match="Known: 3, 5"):
+        check_parameters({"folds": 4}, defaults, choices)
+
+
+def test_the_light_reader_sees_the_cells_that_nbformat_wrote(tmp_path):
+    cells = [new_code_cell("rate = 1.0\n# two lines", metadata={"tags": ["parameters"]}), new_code_cell("x = 1")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "n.ipynb")
+    read = read_source(tmp_path / "n.ipynb")
+    assert [cell["source"] for cell in read["cells"]] == [cell.source for cell in cells]
+    assert notebook_parameters(read) == {"rate": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nbformat": 3, "cells": []}', '{"nbformat": 4, "cells": [1]}'])
+def test_what_is_no_notebook_is_refused(tmp_path, text):
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*n\.ipynb"):
+        read_source(tmp_path / "n.ipynb")

@@ -1,0 +1,151 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nml_kit.backbones import ImageTransform
+from nml_kit.errors import InvalidInputError, UnknownNameError
+from nml_kit.noise import inject_label_noise
+from nml_kit.pretraining import (
+    PreparedImages,
+    Recipe,
+    draw_shifts,
+    launched_processes,
+    make_optimizer,
+    pretrain,
+    shift_images,
+    train_epoch,
+)
+from nml_kit.pretraining.recipes import RECIPES, resolve_recipe
+from nml_kit.pretraining.sgd import learning_rate_at
+from nml_kit.store import Store
+from tests.conftest import make_task
+
+QUICK = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
+
+
+def noise_for(task, ratio, seed=0):
+    train = task.select(split="train")
+    return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, seed=seed, ids=train.ids)
+
+
+def run(task, store, *, ratio=0.0, recipe=QUICK, seed=0):
+    return pretrain(task, noise_for(task, ratio), recipe=recipe, seed=seed, store=store, progress=False)
+
+
+def weights_bytes(store):
+    (info,) = store.entries("backbone")
+    return (info.path / "weights.safetensors").read_bytes()
+
+
+def test_learns_what_can_be_learned(task, store):
+    card = run(task, store, recipe=Recipe(epochs=6, batch_size=16, learning_rate=0.05)).card
+    assert card["history"][-1]["test_accuracy"] >= 0.9
+    assert card["history"][-1]["loss"] < card["history"][0]["loss"]
+
+
+def test_memorised_share_is_high_only_where_flips_can_be_memorised(tmp_path):
+    few = make_task(per_class=8)
+    shared = {"batch_size": 12, "learning_rate": 0.05}
+    light = run(few, Store(tmp_path / "a"), ratio=0.25, recipe=Recipe(epochs=1, **shared))
+    long = run(few, Store(tmp_path / "b"), ratio=0.25, recipe=Recipe(epochs=40, max_shift=0, **shared))
+    assert long.card["history"][-1]["memorised"] > 0.8 > light.card["history"][-1]["memorised"]
+
+
+def test_same_request_gives_the_same_bytes_and_is_trained_once(task, tmp_path):
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    first = run(task, one, ratio=0.1)
+    second = run(task, two, ratio=0.1)
+    assert weights_bytes(one) == weights_bytes(two)
+    assert first.card == second.card
+    (info,) = one.entries("backbone")
+    written = (info.path / "weights.safetensors").stat().st_mtime_ns
+    run(task, one, ratio=0.1)
+    assert (info.path / "weights.safetensors").stat().st_mtime_ns == written
+
+
+def test_global_random_state_is_left_alone(task, store):
+    before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    run(task, store, recipe=Recipe(epochs=1, batch_size=16))
+    assert torch.equal(torch.get_rng_state(), before_torch)
+    np.testing.assert_array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ratio": 0.1}, {"seed": 1}, {"recipe": QUICK.model_copy(update={"epochs": 3})}],
+    ids=["noise", "seed", "recipe"],
+)
+def test_another_request_is_another_entry(task, store, change):
+    run(task, store)
+    run(task, store, **change)
+    assert len({info.digest for info in store.entries("backbone")}) == 2
+
+
+def test_card_is_readable_and_names_its_noise(task, store):
+    run(task, store, ratio=0.1)
+    (info,) = store.entries("backbone")
+    card = json.loads((info.path / "manifest.json").read_text(encoding="utf-8"))["card"]
+    assert card["noise"]["requested_ratio"] == 0.1
+    assert card["noise"]["realised_ratio"] == pytest.approx(round(0.1 * 72) / 72)
+    assert [row["epoch"] for row in card["history"]] == [1, 2]
+
+
+def test_noise_of_other_labels_is_refused(task, store):
+    other = inject_label_noise(np.zeros(5, dtype=int), 0.0, num_classes=2, seed=0)
+    with pytest.raises(InvalidInputError, match=r"made from its 72 train labels.*record of 5 other labels"):
+        pretrain(task, other, seed=0, store=store)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="Unknown pre-training recipe 'lite': did you mean 'light'"):
+        resolve_recipe("lite")
+    assert resolve_recipe("memorise") == RECIPES["memorise"]
+
+
+def test_learning_rate_warms_up_then_follows_a_cosine():
+    recipe = Recipe(epochs=11, warmup_epochs=1, learning_rate=2.0)
+    assert learning_rate_at(0.0, recipe) == pytest.approx(0.2)
+    assert learning_rate_at(1.0, recipe) == pytest.approx(2.0)
+    assert learning_rate_at(6.0, recipe) == pytest.approx(1.0)
+    assert learning_rate_at(11.0, recipe) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate_at(3.5, recipe) == pytest.approx(1 + math.cos(math.pi / 4))
+
+
+def test_shifts_move_whole_images_and_repeat_the_edge():
+    images = torch.arange(6 * 6).view(1, 6, 6, 1).repeat(200, 1, 1, 1)
+    shifted = shift_images(images, draw_shifts(200, 2, np.random.default_rng(0)))
+    seen = set()
+    for image in shifted[..., 0].numpy():
+        down, right = divmod(int(image[3, 3]) - (3 * 6 + 3) + 2 * 6 + 2, 6)
+        rows = np.clip(np.arange(6) + down - 2, 0, 5)
+        columns = np.clip(np.arange(6) + right - 2, 0, 5)
+        np.testing.assert_array_equal(image, images[0, :, :, 0].numpy()[np.ix_(rows, columns)])
+        seen.add((down, right))
+    assert len(seen) == 25
+
+
+def test_without_batch_norm_passes_add_up_to_the_undivided_batch(task):
+    def weights_and_loss(accumulate):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3072, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
+        )
+        data = PreparedImages(torch.from_numpy(task.images), torch.from_numpy(task.labels), ImageTransform())
+        recipe = Recipe(epochs=1, batch_size=17, learning_rate=0.01, accumulate=accumulate)  # the last batch has 11
+        loss = train_epoch(network, make_optimizer(network, 0.01, 0.9, 5e-4), data, recipe, 0, 0, launched_processes())
+        return torch.cat([values.flatten() for values in network.state_dict().values()]), loss
+
+    (whole, loss), (divided, divided_loss) = weights_and_loss(1), weights_and_loss(5)
+    torch.testing.assert_close(divided, whole, atol=1e-5, rtol=0)
+    assert divided_loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_accumulation_is_checked_and_left_out_of_the_key_at_its_default():
+    with pytest.raises(ValueError, match=r"at least 2 samples a pass.*batch_size=8 in accumulate=5 passes; lower"):
+        Recipe(batch_size=8, accumulate=5)
+    assert Recipe(accumulate=2).model_dump() == {**Recipe().model_dump(), "accumulate": 2}
+    assert "accumulate" not in Recipe().model_dump()
+    assert Recipe.model_validate(Recipe().model_dump()) == Recipe()

@@ -1,0 +1,158 @@
+"""A study of seconds: its tables against what the parts give one by one, whatever the number of processes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from nml_kit.errors import InvalidInputError, UnknownNameError
+from nml_kit.features import extract_features, leave_one_domain_out, samples_to_train
+from nml_kit.heads import LinearProbe
+from nml_kit.inference import paired_differences
+from nml_kit.spectrum import singular_values
+from nml_kit.store import Store
+from nml_kit.study import (
+    RESULT_COLUMNS,
+    Origin,
+    Profile,
+    Study,
+    downstream_tasks,
+    label_noise,
+    load_profile,
+    make_head,
+    pretrained_backbone,
+    pretraining_task,
+    run_study,
+    spectrum_bands,
+    summary_table,
+)
+
+pytestmark = pytest.mark.xdist_group("study")
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    smoke = load_profile("smoke").model_dump()
+    downstream = {"id": ("digits",), "ood": {"icons": ("outline", "filled")}, "train_per_class": 4}
+    return Profile.model_validate(smoke | {"downstream": downstream, "seeds": (0, 1)})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def study(profile, home) -> Study:
+    return run_study(profile, store=home, jobs=2, progress=False)
+
+
+def test_the_rows_are_complete(study):
+    rows = study.rows
+    assert tuple(rows.columns) == RESULT_COLUMNS
+    networks = {(0.0, 0), (0.0, 1), (0.3, 0), (0.3, 1)}
+    assert set(rows.dropna()[["ratio", "seed"]].itertuples(index=False, name=None)) == networks
+    # (4 trained networks + 1 random one) × (1 ID fold + 2 OOD folds) × 3 methods × 4 metrics
+    assert len(rows) == 5 * 3 * 3 * 4
+    assert not rows.drop(columns="ratio").isna().any(axis=None)
+    assert not rows.drop(columns="value").duplicated().any()
+
+
+def test_a_row_is_what_the_parts_give_one_by_one(study, profile, home):
+    backbone = pretrained_backbone(profile, pretraining_task(profile), Origin(0.3, 1), store=home, progress=False)
+    features = extract_features(downstream_tasks(profile)["digits"], backbone, store=home, progress=False)
+    train, test = features.select(split="train"), features.select(split="test")
+    predicted = LinearProbe(epochs=2, random_state=1).fit(train.values, train.labels).predict(test.values)
+    shares = np.linalg.svd(test.values.astype(float), compute_uv=False)
+    shares /= shares.sum()
+    expected = {
+        "accuracy": accuracy_score(test.labels, predicted),
+        "macro_f1": f1_score(test.labels, predicted, average="macro"),
+        "sve": -(shares * np.log(shares)).sum(),
+        "lsvr": -np.log(shares[0]),
+    }
+    found = study.rows.query("ratio == 0.3 and seed == 1 and task == 'digits' and method == 'LP'")
+    assert found.set_index("metric")["value"].to_dict() == pytest.approx(expected, rel=1e-9)
+
+
+def test_fractions_and_noisy_labels_are_the_same_samples_for_every_method_and_ratio(profile, home, study):
+    drawn = run_study(profile, methods=("LP",), fractions=(0.5, 1.0), label_noise=(0.0, 0.25), store=home, jobs=1,
+                      progress=False)  # fmt: skip
+    found = drawn.rows.groupby(["fraction", "label_noise"]).size()
+    assert found.index.tolist() == [(0.5, 0.0), (0.5, 0.25), (1.0, 0.0), (1.0, 0.25)]
+    assert found.nunique() == 1
+    whole = drawn.rows.query("fraction == 1 and label_noise == 0").reset_index(drop=True)
+    pd.testing.assert_frame_equal(whole, study.rows.query("method == 'LP'").reset_index(drop=True))
+    told = {}
+    for run in drawn.runs:
+        fold = run.evaluation.fold
+        backbone = pretrained_backbone(profile, pretraining_task(profile), run.origin, store=home, progress=False)
+        features = extract_features(downstream_tasks(profile)[fold.task], backbone, store=home, progress=False)
+        train = samples_to_train(features, fold)
+        key = (fold.task, fold.test_domains, fold.fraction, fold.label_noise, run.origin.seed)
+        told.setdefault(key, set()).add((tuple(train.ids), tuple(train.labels)))
+    assert {len(parts) for parts in told.values()} == {1}
+    changes = paired_differences(drawn.samples, "fraction", 1.0, ["protocol", "label_noise"])
+    assert changes["label_noise"].tolist() == [0.0, 0.25, 0.0, 0.25]
+
+
+def test_out_of_domain_rows_name_their_domains(study):
+    found = study.rows.query("protocol == 'OOD'")[["train_domain", "test_domain"]].drop_duplicates()
+    folds = leave_one_domain_out("icons", ["colour", "duotone", "filled", "outline"], ("outline", "filled"))
+    expected = {("+".join(fold.train_domains), fold.test_domains[0]) for fold in folds}
+    assert set(found.itertuples(index=False, name=None)) == expected
+
+
+def test_one_process_gives_the_same_bytes_as_two_and_a_second_run_makes_nothing(study, profile, home, tmp_path):
+    alone = Store(tmp_path / "alone")
+    pd.testing.assert_frame_equal(run_study(profile, store=alone, jobs=1, progress=False).rows, study.rows)
+    before = {info.path: info.path.stat().st_mtime_ns for info in home.entries()}
+    pd.testing.assert_frame_equal(run_study(profile, store=home, progress=False).rows, study.rows)
+    assert {info.path: info.path.stat().st_mtime_ns for info in home.entries()} == before
+
+
+def test_a_part_that_was_lost_is_made_again_with_the_same_result(study, profile, home):
+    lost = next(iter(home.entries("evaluation")))
+    for path in lost.path.iterdir():
+        path.unlink()
+    lost.path.rmdir()
+    pd.testing.assert_frame_equal(run_study(profile, store=home, progress=False).rows, study.rows)
+
+
+def test_noise_of_one_seed_is_nested_in_the_ratio(profile):
+    task = pretraining_task(profile)
+    low, high = (label_noise(profile, task, ratio, seed=0) for ratio in (0.1, 0.3))
+    assert (high.noisy[low.mask] == low.noisy[low.mask]).all()
+    assert high.mask.sum() == int(0.3 * len(high.clean) + 0.5)
+
+
+def test_summary_is_the_mean_over_tasks_and_seeds(study):
+    summary = summary_table(study).set_index(["ratio", "method"])
+    samples = study.samples.query("ratio == 0.3 and method == 'NMTune' and protocol == 'ID'")
+    assert summary.loc[(0.3, "NMTune"), "ID accuracy"] == pytest.approx(samples["correct"].mean())
+    rows = study.rows.query("ratio == 0.3 and method == 'NMTune' and protocol == 'OOD' and metric == 'sve'")
+    assert summary.loc[(0.3, "NMTune"), "OOD sve"] == pytest.approx(rows["value"].mean())
+    assert (summary["ID low"] <= summary["ID accuracy"]).all()
+    assert (summary["ID accuracy"] <= summary["ID high"]).all()
+
+
+def test_spectrum_bands_hold_the_smallest_and_the_largest_seed(study, profile, home):
+    bands = spectrum_bands(study.spectra, task="digits", protocol="ID", method="LP")
+    shares = []
+    for seed in (0, 1):
+        origin = Origin(0.0, seed)
+        backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=home, progress=False)
+        features = extract_features(downstream_tasks(profile)["digits"], backbone, store=home, progress=False)
+        values = singular_values(features.select(split="test").values)
+        shares.append(values / values.sum())
+    clean = bands[bands["ratio"] == 0.0].sort_values("index")
+    np.testing.assert_allclose(clean["share"], np.mean(shares, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(clean["low"], np.min(shares, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(clean["high"], np.max(shares, axis=0), rtol=1e-9)
+
+
+def test_errors_name_what_is_wrong(study, profile):
+    with pytest.raises(UnknownNameError, match="Unknown method 'NMTunes': did you mean 'NMTune'"):
+        make_head("NMTunes", profile, 0)
+    with pytest.raises(InvalidInputError, match=r"Expected spectra of .*'fashion'.*there are none"):
+        spectrum_bands(study.spectra, task="fashion", protocol="ID", method="LP")
