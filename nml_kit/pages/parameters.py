@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,39 +54,39 @@ def run_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return the values that a parameter annotated as `method: Literal["LP", "MLP"] = "LP"` may take, by name.
+    """Return the texts that a parameter may take, by name, where its comment starts with "one of".
 
+    (Not an annotation `Literal[...]`: papermill does not see a parameter that has one, papermill#906.)
     Raises InvalidInputError as `notebook_parameters` does.
+
+    >>> source = 'method: str = "LP"  # one of LP, MLP; the head'
+    >>> notebook_choices({"cells": [{"source": source, "metadata": {"tags": ["parameters"]}}]})
+    {'method': ('LP', 'MLP')}
     """
     return {name: choices for name, _, choices in _assignments(notebook) if choices}
 
 
-def _assignments(notebook: Mapping[str, Any], tag: str = "parameters") -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+def _assignments(notebook: Mapping[str, Any], tag: str = "parameters") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     cells = [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
+    source = cells[0]["source"] if cells else ""
     try:
-        for statement in ast.parse(cells[0]["source"]).body if cells else []:
-            if isinstance(statement, ast.ImportFrom) and statement.module == "typing":
-                continue  # of Literal
+        for statement in ast.parse(source).body:
             target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
             if not isinstance(target, ast.Name) or not isinstance(statement, ast.Assign | ast.AnnAssign):
                 raise ValueError(f"line {statement.lineno}")
-            default = ast.literal_eval(statement.value or ast.Constant(None))
-            yield target.id, default, _literal_values(getattr(statement, "annotation", None))
+            last_line = source.splitlines()[(statement.end_lineno or 1) - 1].encode()  # columns are counted in bytes
+            comment = last_line[statement.end_col_offset :].decode()
+            yield target.id, ast.literal_eval(statement.value or ast.Constant(None)), _choices(comment)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # as literal_eval documents
         raise InvalidInputError(
             f"Expected lines `name = literal` in the parameters cell, got another statement: {error}."
         ) from error
 
 
-def _literal_values(annotation: ast.expr | None) -> tuple[Any, ...]:
-    """The values inside an annotation `Literal[...]` or `typing.Literal[...]`; () for any other."""
-    if not isinstance(annotation, ast.Subscript):
-        return ()
-    name = getattr(annotation.value, "attr", None) or getattr(annotation.value, "id", None)
-    if name != "Literal":
-        return ()
-    inner = annotation.slice
-    return tuple(map(ast.literal_eval, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
+def _choices(comment: str) -> tuple[str, ...]:
+    """The texts listed by "# one of LP, MLP; …"; none for any other comment."""
+    match = re.match(r"\s*#\s*one of ([^;]+)", comment)
+    return tuple(text.strip() for text in match[1].split(",")) if match else ()
 
 
 def check_parameters(
