@@ -2,4 +2,14 @@ from .inputs import features_from_files as features_from_files
 from .practical import judge_models as judge_models
 from .practical import practical_tasks as practical_tasks
 from .practical import run_practical as run_practical
+from .report import Audit as Audit
+from .report import AuditSettings as AuditSettings
+from .report import advised_head as advised_head
+from .report import audit_features as audit_features
+from .report import chosen_head as chosen_head
 from .report import head_differences as head_differences
+from .report import known_spectra as known_spectra
+from .report import recommendation as recommendation
+from .report import spectral_card as spectral_card
+from .report import stretched as stretched
+from .report import tested_spectrum as tested_spectrum

@@ -8,14 +8,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from nml_kit.audit.report import AuditSettings, audit_choices
+from nml_kit.audit.report import UNKNOWN, AuditSettings, fit_heads_of
 from nml_kit.backbones import load_backbone
 from nml_kit.data import Task, load_task, select_rows
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import Fold, extract_features, in_domain_fold, leave_one_domain_out
 from nml_kit.inference import judge_claims
 from nml_kit.store import Store
-from nml_kit.study import RANDOM_BASELINE, Profile, result_rows, sample_scores, select_heads, selection_rows
+from nml_kit.study import Profile, Source
 
 BAG_OF_WORDS = "bag-of-words"
 _WORDS, _WORD = 1024, r"[^\W_]+"  # columns of a bag of words; what a word is
@@ -95,23 +95,16 @@ def run_practical(
     """
     store = store or Store()
     settings = AuditSettings(profile.seeds, epochs, profile.head_recipe)
-    plan = []
+    context = {**UNKNOWN, "experiment": "practical", "profile": profile.name}
+    sources = []
     for name in dict.fromkeys(backbones):
         is_bag = name == BAG_OF_WORDS
         backbone = load_backbone(bag_of_words, fingerprint_of_weights=_BAG) if is_bag else load_backbone(name)
-        for task, folds in tasks:
-            features = extract_features(task, backbone, store=store, progress=progress)
-            plan += [(name, choice) for choice in audit_choices(features, folds, settings)]
-    selected = select_heads([choice for _, choice in plan], store=store, jobs=jobs, progress=progress)
-    origin = {"experiment": "practical", "profile": profile.name, "ratio": RANDOM_BASELINE, "objective": "unknown"}
-    rows, samples, selections = [], [], []
-    for (name, choice), one in zip(plan, selected, strict=True):
-        context = {"backbone": name, "seed": choice.seed}
-        rows.append(pd.DataFrame(result_rows(one.evaluation, **origin, **context)))
-        domains = pd.Series(choice.features.domains, choice.features.ids).reindex(one.evaluation.ids).to_numpy()
-        samples.append(sample_scores(one.evaluation, profile=profile.name, domain=domains, **context))
-        selections.append(selection_rows(one, **context))
-    return Practical(*(pd.concat(tables, ignore_index=True) for tables in (rows, samples, selections)))
+        features = {task.name: extract_features(task, backbone, store=store, progress=progress) for task, _ in tasks}
+        sources += [Source({**context, "backbone": name, "seed": seed}, features) for seed in profile.seeds]
+    folds = [fold for _, task_folds in tasks for fold in task_folds]
+    study = fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
+    return Practical(study.rows, study.samples, study.selections)
 
 
 def bag_of_words(texts: NDArray[np.str_]) -> NDArray[np.float32]:

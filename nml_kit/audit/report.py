@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +12,16 @@ from sklearn.base import BaseEstimator
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, Fold, in_domain_fold, leave_one_domain_out, samples_to_train
-from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe
+from nml_kit.heads import Recipe
 from nml_kit.inference import change_in_words, paired_differences
 from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.store import Store
-from nml_kit.study import Candidates, Choice, StudyResults, expanded, sample_scores, select_heads, selection_rows
+from nml_kit.study import Methods, Source, Study, StudyResults, candidates_of, fit_sources, load_profile
 
 HEADS = ("LP", "MLP", "NMTune")
+# What the rows of features say whose pre-training nobody knows.
+UNKNOWN = {"experiment": "audit", "profile": "", "recipe": "unknown", "noise": "unknown", "objective": "unknown",
+           "ratio": float("nan")}  # fmt: skip
 CONTRASTS = (("MLP", "LP"), ("NMTune", "LP"), ("NMTune", "MLP"))
 
 
@@ -58,20 +62,18 @@ def audit_features(
     and trained on the other domains. What the store lacks is made, and kept. Raises InvalidInputError for a domain that
     there is not, or if a split is missing.
     """
-    settings, store = settings or AuditSettings(), store or Store()
-    choices = audit_choices(features, audit_folds(features, held_out), settings)
-    found = list(zip(choices, select_heads(choices, store=store, jobs=jobs, progress=progress), strict=True))
-    samples = [sample_scores(one.evaluation, seed=choice.seed) for choice, one in found]
-    rows = [selection_rows(one, seed=choice.seed) for choice, one in found]
-    return Audit(features, pd.concat(samples, ignore_index=True), pd.concat(rows, ignore_index=True), settings)
+    settings, folds = settings or AuditSettings(), audit_folds(features, held_out)
+    sources = [Source({**UNKNOWN, "backbone": features.task, "seed": seed}, {features.task: features})
+               for seed in settings.seeds]  # fmt: skip
+    study = fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
+    return Audit(features, study.samples, study.selections, settings)
 
 
-def audit_choices(features: Features, folds: Sequence[Fold], settings: AuditSettings) -> list[Choice]:
-    """What `select_heads` is asked for: each of HEADS with its candidates, on each fold, for each seed."""
-    return [
-        Choice(features, fold, head_candidates(method, settings, seed), method, seed)
-        for fold in folds for seed in settings.seeds for method in HEADS
-    ]  # fmt: skip
+def fit_heads_of(sources: Sequence[Source], folds: Sequence[Fold], settings: "AuditSettings", **options: Any) -> Study:
+    """The study of LP, MLP and NMTune on features from elsewhere; options are those of `fit_sources`."""
+    profile = load_profile("small").changed(name="", head_recipe=settings.recipe, head_epochs=settings.epochs)
+    heads = partial(candidates_of, head_methods(), profile)
+    return fit_sources(profile, sources, lambda seed: folds, heads, **options)
 
 
 def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
@@ -183,19 +185,17 @@ def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEs
         raise InvalidInputError(
             f"Expected a head among {', '.join(HEADS)} of seeds {audit.settings.seeds}, got {method!r}, {seed}."
         )
-    head = expanded(head_candidates(method, audit.settings, seed))[rows["candidate"].iloc[0]]
+    profile = load_profile("small").changed(head_recipe=audit.settings.recipe, head_epochs=audit.settings.epochs)
+    head = candidates_of(head_methods(), profile, seed)[method][rows["candidate"].iloc[0]]
     train = samples_to_train(audit.features, in_domain_fold(audit.features.task))
     return head.fit(train.values, train.labels)
 
 
-def head_candidates(method: str, settings: AuditSettings, seed: int) -> Candidates:
+def head_methods() -> Methods:
     """The settings that are tried: learning rates, and NMTune's λ; few, so that an audit takes minutes."""
-    shared: dict[str, Any] = {"epochs": settings.epochs, "random_state": seed}
-    tuned: dict[str, Any] = {"recipe": settings.recipe, **shared}
     rates = [1e-3, 3e-3]
-    every: dict[str, Any] = {
-        "LP": (LinearProbe(**shared), {"learning_rate": [1e-3, 1e-2, 1e-1]}),
-        "MLP": (MLPTune(**tuned), {"learning_rate": rates}),
-        "NMTune": (NMTune(**tuned), {"learning_rate": rates, "weights": [0.01, 0.1]}),
+    return {
+        "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
+        "MLP": ("MLP", {"learning_rate": rates}),
+        "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.01, 0.1]}),
     }
-    return {method: every[method]}

@@ -11,6 +11,7 @@ from .claims import verdict_counts as verdict_counts
 from .claims import verdict_table as verdict_table
 from .intervals import accuracy_intervals as accuracy_intervals
 from .intervals import change_in_words as change_in_words
+from .intervals import changes_in_words as changes_in_words
 from .intervals import paired_differences as paired_differences
 from .names import RANDOM_INIT as RANDOM_INIT
 from .names import at_ratio as at_ratio

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from nml_kit.errors import InvalidInputError
+from nml_kit.inference.names import ratio_label
 
 # Equal in both of a pair, but for the one that is compared.
-_PAIRS = ("backbone", "task", "protocol", "method", "ratio", "objective", "fraction", "label_noise", "seed", "sample")
+_PAIRS = ("backbone", "task", "train_domain", "protocol", "method", "ratio", "objective", "fraction", "label_noise",
+          "seed", "sample")  # fmt: skip
 
 
 def bootstrap_mean(
@@ -77,7 +79,8 @@ def paired_differences(
     groups. Columns: by…, of, mean, low, high.
     Raises InvalidInputError if the baseline does not occur, or its seeds and samples are not those of the others.
     """
-    pairs = [column for column in _PAIRS if column in samples and column != of]
+    differing = {of, "backbone"} if of == "ratio" else {of}
+    pairs = [column for column in _PAIRS if column in samples and column not in differing]
     reference = samples.loc[samples[of] == baseline].set_index(pairs)["correct"].astype(float)
     if reference.empty:
         raise InvalidInputError(f"Expected rows with {of} = {baseline!r} to compare with, but there are none.")
@@ -118,3 +121,19 @@ def change_in_words(mean: float, low: float, high: float) -> str:
     if high < 0:
         return f"falls by {-mean:.3f} [{-high:.3f}, {-low:.3f}]"
     return f"shows no clear change ({mean:+.3f} [{low:+.3f}, {high:+.3f}])"
+
+
+def changes_in_words(changes: pd.DataFrame, each: str) -> str:
+    r"""A Markdown list of the rows of `paired_differences`: `each`, filled from a row's columns, and the change.
+
+    Ratios and other shares read as percents. The list starts with the empty line that must come before it.
+
+    >>> changes = pd.DataFrame({"protocol": ["OOD"], "ratio": 0.3, "mean": -0.031, "low": -0.042, "high": -0.020})
+    >>> changes_in_words(changes, "{protocol} at {ratio}: accuracy")
+    '\n\n- OOD at 30 %: accuracy falls by 0.031 [0.020, 0.042]'
+    """
+    bullets = []
+    for row in changes.to_dict("records"):
+        labels = {name: ratio_label(row[name]) for name in ("ratio", "label_noise", "fraction") if name in row}
+        bullets.append(f"- {each.format(**{**row, **labels})} {change_in_words(row['mean'], row['low'], row['high'])}")
+    return "\n\n" + "\n".join(bullets)

@@ -1,15 +1,26 @@
-"""Where features come from: the pre-training task and its noise, the backbone of a ratio and seed, the tasks."""
+"""Where features come from: the pre-training task and its noise, the network of a ratio and seed, downstream tasks."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float
 
 from nml_kit.backbones import Backbone, untrained_backbone
-from nml_kit.data import RECORD, Task, datasets_dir, inject_caption_noise_into_shards, load_task
+from nml_kit.data import RECORD, Task, datasets_dir, inject_caption_noise_into_shards, load_task, select_rows
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
+from nml_kit.features import (
+    Features,
+    Fold,
+    extract_features,
+    in_domain_fold,
+    is_extracted,
+    leave_one_domain_out,
+    train_on_one_domain,
+)
 from nml_kit.noise import CaptionNoise, LabelNoise, inject_caption_noise, inject_label_noise, similarity_transition
 from nml_kit.pretraining import (
     ContrastiveRecipe,
@@ -17,6 +28,7 @@ from nml_kit.pretraining import (
     ShardRecipe,
     TimmRecipe,
     evaluation_transform,
+    in_parallel,
     is_pretrained,
     is_pretrained_on_shards,
     pretrain,
@@ -29,6 +41,7 @@ from nml_kit.study.profile import Objective, Profile
 
 RANDOM_BASELINE = float("nan")
 AnyRecipe: TypeAlias = Recipe | TimmRecipe | ContrastiveRecipe | ShardRecipe
+NoiseMaker: TypeAlias = Callable[[Task, float, int], LabelNoise]
 
 
 class Origin(NamedTuple):
@@ -64,17 +77,17 @@ def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelN
     the other class looks like its own (`similarity_transition` of the train images).
     """
     train, transition = task.select(split="train"), None
-    kind: str = profile.noise
+    # Clean labels have no kind: all kinds share the network that is trained on them.
+    kind: str = profile.noise if ratio > 0 else "uniform"
     if kind == "confusion":
-        # At ratio 0 nothing is confused: the record is the uniform one, and so is the network.
-        kind, transition = ("transition", _confusions(task)) if ratio > 0 else ("uniform", None)
+        kind, transition = "transition", _confusions(task)
     return inject_label_noise(
         train.labels, ratio, num_classes=task.num_classes, kind=kind, seed=seed, ids=train.ids, transition=transition
     )
 
 
 @lru_cache(maxsize=4)
-def _confusions(task: Task) -> NDArray[np.float64]:
+def _confusions(task: Task) -> Float[np.ndarray, "k k"]:
     """Kept for each task object, since decoding its images again for each network would take longer than all else."""
     train = task.select(split="train")
     if train.images is None:
@@ -89,32 +102,41 @@ def caption_noise(task: Task, ratio: float, seed: int) -> CaptionNoise:
 
 
 def pretrained_backbone(
-    profile: Profile, task: Task, origin: Origin, *, store: Store | None = None, progress: bool = True
+    profile: Profile,
+    task: Task,
+    origin: Origin,
+    *,
+    noise: NoiseMaker | None = None,
+    store: Store | None = None,
+    progress: bool = True,
 ) -> Backbone:
     """The backbone of one origin, pre-trained on `task`, or on the profile's shards, unless the store holds it.
 
-    The randomly initialised baseline of an objective is its network at the start, with the transform of training.
-    Raises UnknownNameError for an unknown objective, DataFileError for shards that are missing or damaged.
+    `noise` makes the noisy labels of a ratio and seed; None is `label_noise`, of the profile's kind. The randomly
+    initialised baseline of an objective is its network at the start, with the transform of training. Raises
+    UnknownNameError for an unknown objective, DataFileError for shards that are missing or damaged.
     """
-    recipe = _recipe(profile, origin)
+    recipe = pretraining_recipe(profile, origin.objective)
     if np.isnan(origin.ratio):
         return _untrained(recipe, task, origin.seed)
     if isinstance(recipe, ShardRecipe):
         return _pretrained_on_shards(profile, recipe, origin, store or Store(), progress)
-    noise = _noise(profile, task, origin)
-    return pretrain(task, noise, recipe=recipe, seed=origin.seed, store=store, progress=progress)
+    record = _noise(profile, task, origin, noise)
+    return pretrain(task, record, recipe=recipe, seed=origin.seed, store=store, progress=progress)
 
 
-def is_origin_stored(profile: Profile, task: Task, origin: Origin, *, store: Store) -> bool:
+def is_origin_stored(
+    profile: Profile, task: Task, origin: Origin, *, noise: NoiseMaker | None = None, store: Store
+) -> bool:
     """Whether `pretrained_backbone` would train nothing."""
-    recipe = _recipe(profile, origin)
+    recipe = pretraining_recipe(profile, origin.objective)
     if np.isnan(origin.ratio):
         return True
     if isinstance(recipe, ShardRecipe):
         pattern = _noisy_shards(profile, origin, store)
         made = origin.ratio == 0 or (pattern.parent / RECORD).exists()
         return made and is_pretrained_on_shards(pattern, recipe=recipe, seed=origin.seed, store=store)
-    return is_pretrained(task, _noise(profile, task, origin), recipe=recipe, seed=origin.seed, store=store)
+    return is_pretrained(task, _noise(profile, task, origin, noise), recipe=recipe, seed=origin.seed, store=store)
 
 
 def _pretrained_on_shards(
@@ -161,13 +183,89 @@ def _noisy_shards(profile: Profile, origin: Origin, store: Store) -> Path:
     return store.root / "shards" / which[:16] / clean.name
 
 
-def _recipe(profile: Profile, origin: Origin) -> AnyRecipe:
-    if origin.objective not in get_args(Objective):
-        raise unknown_name("objective", origin.objective, get_args(Objective))
-    return profile.contrastive if origin.objective == "contrastive" else profile.recipe
+def pretraining_recipe(profile: Profile, objective: Objective) -> AnyRecipe:
+    """The profile's recipe of pre-training; UnknownNameError for an unknown objective."""
+    if objective not in get_args(Objective):
+        raise unknown_name("objective", objective, get_args(Objective))
+    return profile.contrastive if objective == "contrastive" else profile.recipe
 
 
-def _noise(profile: Profile, task: Task, origin: Origin) -> LabelNoise | CaptionNoise:
+def _noise(profile: Profile, task: Task, origin: Origin, make: NoiseMaker | None) -> LabelNoise | CaptionNoise:
     if origin.objective == "contrastive":
         return caption_noise(task, origin.ratio, origin.seed)
-    return label_noise(profile, task, origin.ratio, origin.seed)
+    if make is None:
+        return label_noise(profile, task, origin.ratio, origin.seed)
+    record, count = make(task, origin.ratio, origin.seed), int((task.splits == "train").sum())
+    if not isinstance(record, LabelNoise) or len(record.noisy) != count:
+        raise InvalidInputError(
+            f"Expected `noise` to return a LabelNoise of the {count} train samples of {task.name!r}, got "
+            f"{type(record).__name__}; return inject_label_noise(...) of `task.select(split='train').labels`."
+        )
+    return record
+
+
+def study_folds(
+    profile: Profile,
+    tasks: Mapping[str, Task | Features],
+    *,
+    fractions: Sequence[float] = (1.0,),
+    label_noise: Sequence[float] = (0.0,),
+    seed: int = 0,
+) -> Iterator[Fold]:
+    """The folds of the profile: each ID task pooled, each OOD task with one domain left out, or trained on, in turn.
+
+    Each with every fraction of the train samples and every ratio of flipped downstream labels, drawn from `seed`.
+    `tasks` are the tasks, or their features, by name. Raises UnknownNameError for a domain that a task does not have.
+    """
+    folds = [in_domain_fold(name) for name in profile.downstream.id]
+    for name, held_out in profile.downstream.ood.items():
+        folds += leave_one_domain_out(name, tasks[name].domains.tolist(), held_out)
+    for name, sources in profile.downstream.ood_from.items():
+        folds += train_on_one_domain(name, tasks[name].domains.tolist(), sources)
+    for fold in folds:
+        task = tasks[fold.task]
+        for split, domains in (("train", fold.train_domains), ("test", fold.test_domains)):
+            select_rows(task.splits, task.domains, split=split, domains_wanted=domains)
+        for fraction in fractions:
+            for ratio in label_noise:
+                yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
+
+
+def networks_and_features(
+    profile: Profile,
+    origins: Sequence[Origin],
+    tasks: Mapping[str, Task],
+    *,
+    noise: NoiseMaker | None = None,
+    store: Store,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[Origin, Backbone, dict[str, Features]]]:
+    """The network of each origin and its features of every task, in order.
+
+    What the store lacks is made first, network by network in `jobs` processes (None: one per core) of one thread each,
+    so that results do not depend on their number.
+    """
+    source = pretraining_task(profile)
+    work = [(profile, source, origin, tasks, noise, store) for origin in origins]
+    missing = [(_extracted, arguments) for arguments in work if not _is_extracted(*arguments)]
+    in_parallel(missing, jobs, "networks" if progress else "")
+    for origin, arguments in zip(origins, work, strict=True):
+        yield origin, *_extracted(*arguments)
+
+
+def _extracted(
+    profile: Profile, source: Task, origin: Origin, tasks: Mapping[str, Task], noise: NoiseMaker | None, store: Store
+) -> tuple[Backbone, dict[str, Features]]:
+    backbone = pretrained_backbone(profile, source, origin, noise=noise, store=store, progress=False)
+    features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
+    return backbone, features
+
+
+def _is_extracted(
+    profile: Profile, source: Task, origin: Origin, tasks: Mapping[str, Task], noise: NoiseMaker | None, store: Store
+) -> bool:
+    if not is_origin_stored(profile, source, origin, noise=noise, store=store):
+        return False
+    backbone = pretrained_backbone(profile, source, origin, noise=noise, store=store, progress=False)
+    return all(is_extracted(task, backbone, store=store) for task in tasks.values())

@@ -16,7 +16,7 @@ from nml_kit.features import Features, Fold, in_domain_fold, leave_one_domain_ou
 from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe
 from nml_kit.inference import accuracy_intervals, change_in_words, paired_differences
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy
-from nml_kit.study.evaluate import fit_all, outcome
+from nml_kit.study.fit import fit_all, outcome
 
 TERMS = ("MSE", "COV", "SVD")
 TERM_SETS: dict[str, tuple[str, ...]] = {"NMTune": TERMS, **{f"only {term}": (term,) for term in TERMS}}

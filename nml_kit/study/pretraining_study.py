@@ -16,11 +16,11 @@ from nml_kit.study.conditions import (
     Origin,
     downstream_tasks,
     is_origin_stored,
+    networks_and_features,
     pretrained_backbone,
     pretraining_task,
     study_origins,
 )
-from nml_kit.study.extraction import extract_all
 from nml_kit.study.profile import Objective, Profile
 from nml_kit.study.zero_shot import retrieval_recall, zero_shot_predictions
 
@@ -87,12 +87,9 @@ def zero_shot_tasks(profile: Profile) -> dict[str, Task]:
 def _samples(
     profile: Profile, measure: Callable[..., pd.DataFrame], store: Store, jobs: int | None, progress: bool
 ) -> pd.DataFrame:
-    source, tasks = pretraining_task(profile), zero_shot_tasks(profile)
-    origins = study_origins(profile, "contrastive")
-    extract_all(profile, origins, zero_shot_tasks, store=store, jobs=jobs, progress=progress)
-    frames = []
-    for origin in origins:
-        backbone = _backbone(profile, source, origin, store)
+    tasks, origins, frames = zero_shot_tasks(profile), study_origins(profile, "contrastive"), []
+    made = networks_and_features(profile, origins, tasks, store=store, jobs=jobs, progress=progress)
+    for origin, backbone, _ in made:
         for task in tasks.values():
             table = measure(backbone, task, store=store)
             frames.append(table.assign(protocol="zero-shot", method="zero-shot", **origin._asdict()))

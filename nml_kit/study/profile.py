@@ -98,6 +98,15 @@ class Profile(BaseModel):
     head_recipe: Literal["paper", "reference"] = "paper"
     head_epochs: int = Field(30, ge=1)
 
+    def changed(self, **fields: Any) -> Self:
+        """The profile with other fields, checked as in a file; InvalidInputError says what is wrong with them."""
+        try:
+            return type(self).model_validate({**dict(self), **fields})
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"Profile {self.name!r}, changed: expected fields of a profile, got {error}"
+            ) from error
+
     @model_validator(mode="before")
     @classmethod
     def _recipes_of_their_kinds(cls, given: Any) -> Any:

@@ -1,6 +1,10 @@
-"""Results to look at: the tables of a study and its networks, of the reference or of anyone's runs."""
+"""Results on disk: written by notebooks, read from many runs or from data/reference, as the tables of one study.
 
-from collections.abc import Callable
+data/reference holds the profile `small` run once in full (rows, samples, spectra, verdicts, provenance), and ten of its
+networks.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -8,22 +12,32 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import pyarrow as pa
+from jaxtyping import Float
 
-from nml_kit.backbones import Backbone
-from nml_kit.data import Task, load_task
-from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.backbones import Backbone, load_frozen
+from nml_kit.data import Task, data_dir, load_task
+from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError, unknown_name
 from nml_kit.features import Features, extract_features
 from nml_kit.spectrum import singular_directions, singular_values
-from nml_kit.store import Store, read_table
+from nml_kit.store import Store, read_table, replacing
 from nml_kit.study.conditions import Origin, downstream_tasks, is_origin_stored, pretrained_backbone, pretraining_task
+from nml_kit.study.fit import RESULT_COLUMNS
 from nml_kit.study.profile import Objective, load_profile
-from nml_kit.study.reference import reference_backbone, reference_dir
-from nml_kit.study.run_tables import read_run_tables
+from nml_kit.study.run import noise_name, recipe_hash
 from nml_kit.study.spectra_tables import Panel, panels_by_name
 
-SPECTRUM_COLUMNS = ["profile", "objective", "task", "protocol", "test_domain", "method", "ratio", "seed", "index",
-                    "share", "total"]  # fmt: skip
+_STUDY = ("profile", "recipe", "noise", "backbone", "objective", "ratio", "seed", "task", "protocol", "train_domain",
+          "method", "fraction", "label_noise")  # fmt: skip
+SAMPLE_COLUMNS = (*_STUDY, "sample", "label", "prediction", "correct")
+SPECTRUM_COLUMNS = (*_STUDY, "test_domain", "index", "share", "total")
+_TYPES = {
+    **dict.fromkeys(("ratio", "fraction", "label_noise", "value", "share", "total"), "float64"),
+    **dict.fromkeys(("seed", "n", "label", "prediction", "index"), "int64"),
+    "correct": "bool",
+}
+# What results of before these columns were of is known: see `_with_known`.
+_LATER = ("recipe", "noise", "backbone", "train_domain")
 _WHOLE = {"fraction": 1.0, "label_noise": 0.0}
 
 
@@ -52,6 +66,28 @@ class StudyResults:
         return panels_by_name(self.spectra)
 
 
+def write_results(run_dir: str | Path, **tables: pd.DataFrame) -> list[Path]:
+    """Write each table to `run_dir/<name>.parquet`, whole or not at all; an empty `run_dir` writes nothing."""
+    paths = [Path(run_dir) / f"{name}.parquet" for name in tables if str(run_dir)]
+    for path in paths:
+        with replacing(path) as temporary:
+            tables[path.stem].to_parquet(temporary, index=False, compression="zstd", compression_level=9)
+    return paths
+
+
+def read_run_tables(results: str | Path, *, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Gather the rows (RESULT_COLUMNS) and samples (SAMPLE_COLUMNS) of a profile found anywhere under `results`.
+
+    What several notebooks wrote of one study is there once; two results that differ stay two, for the reader to refuse.
+    Where an objective has several recipes or kinds of noise, the profile's own are taken. Files rows.parquet in other
+    columns, and all other files, are passed over. The order does not depend on the files'. Raises InvalidInputError if
+    there are no rows or no samples of the profile, DataFileError if a file cannot be read.
+    """
+    same = [column for column in RESULT_COLUMNS if column not in ("experiment", "version")]
+    rows = _gathered(Path(results), "rows", RESULT_COLUMNS, profile, same)
+    return rows, _gathered(Path(results), "samples", SAMPLE_COLUMNS, profile, SAMPLE_COLUMNS)
+
+
 def load_results(directory: str | Path = "", *, profile: str = "small") -> StudyResults:
     """Read the results of a profile found anywhere under `directory`, of the reference if that is empty.
 
@@ -62,20 +98,48 @@ def load_results(directory: str | Path = "", *, profile: str = "small") -> Study
     """
     place = Path(directory) if str(directory) else reference_dir()
     rows, samples = read_run_tables(place, profile=profile)
-    ours = rows["objective"].isin(get_args(Objective))  # not those of models that others trained
-    return StudyResults(
-        profile,
-        _whole(rows[ours]),
-        _whole(samples),
-        _spectra(place, profile),
-        _network_maker(profile) if str(directory) else reference_backbone,
-    )
+    spectra = _gathered(place, "spectra", SPECTRUM_COLUMNS, profile, SPECTRUM_COLUMNS[:-2])
+    network = _network_maker(profile) if str(directory) else reference_backbone
+    # Not those of models that others trained.
+    ours = [table[table["objective"].isin(get_args(Objective))] for table in (rows, samples, spectra)]
+    whole = [table[(table[list(_WHOLE)] == list(_WHOLE.values())).all(axis=1)] for table in ours]
+    return StudyResults(profile, *(table.reset_index(drop=True) for table in whole), network)
+
+
+def reference_dir() -> Path:
+    """Directory of the reference results, for `read_run_tables(reference_dir(), profile="small")`."""
+    return data_dir() / "reference"
+
+
+def backbone_file(objective: Objective, ratio: float) -> str:
+    """Where a reference backbone lies, relative to `reference_dir`.
+
+    >>> backbone_file("supervised", 0.05)
+    'backbones/supervised-0.05.safetensors'
+    """
+    return f"backbones/{objective}-{ratio:g}.safetensors"
+
+
+def reference_backbone(objective: Objective, ratio: float) -> Backbone:
+    """A network of the reference results, of the first seed and a ratio (fraction) of `small`, weights in float16.
+
+    Raises UnknownNameError if there is none for this objective and ratio, DataFileError if it is damaged.
+
+    >>> reference_backbone("supervised", 0.3)(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
+    torch.Size([2, 192])
+    """
+    path = reference_dir() / backbone_file(objective, ratio)
+    if not path.exists():
+        raise unknown_name(
+            "reference backbone", path.stem, sorted(file.stem for file in path.parent.glob("*.safetensors"))
+        )
+    return load_frozen(path)
 
 
 @lru_cache(maxsize=64)
 def tested_loadings(
     results: StudyResults, objective: Objective, ratio: float, panel: str
-) -> tuple[Task, NDArray[np.float64]]:
+) -> tuple[Task, Float[np.ndarray, "n r"]]:
     """The test samples of a panel and their loadings (N, r) on the singular directions of its network at a ratio.
 
     `panel` is as "ID · icons", or "OOD · icons · outline": then they are those of outline. Features are read from the
@@ -121,23 +185,60 @@ def train_spectra(results: StudyResults, objective: Objective, panel: str) -> pd
     return pd.concat(found, ignore_index=True)
 
 
-def _whole(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = (table[list(_WHOLE)] == list(_WHOLE.values())).all(axis=1)
-    return table[chosen].reset_index(drop=True)
-
-
-def _spectra(place: Path, profile: str) -> pd.DataFrame:
-    found = []
-    for path in sorted(place.rglob("spectra.parquet")):
-        table = read_table(path, [*SPECTRUM_COLUMNS, *_WHOLE]).to_pandas()
-        found.append(_whole(table[table["profile"] == profile])[SPECTRUM_COLUMNS])
-    if not any(map(len, found)):
+def _gathered(place: Path, name: str, columns: Sequence[str], profile: str, same: Sequence[str]) -> pd.DataFrame:
+    """The table `name` of a profile from all files under a place, each row that is the `same` once."""
+    tables = [table for path in sorted(place.rglob(f"{name}.parquet")) if (table := _read(path, columns)) is not None]
+    of_profile = [_with_known(table[table["profile"] == profile], profile) for table in tables]
+    if not any(map(len, of_profile)):
+        profiles = sorted({name for table in tables for name in table["profile"].unique()})
         raise InvalidInputError(
-            f"Expected spectra of profile {profile!r} in files spectra.parquet under {place}, found none: run "
-            "`00_start_here`, or name the directory of runs."
+            f"Expected results of profile {profile!r} in files {name}.parquet under {place}, found "
+            f"{', '.join(profiles) or 'none of any profile'}: name the directory of runs or of reference results."
         )
-    every = pd.concat(found, ignore_index=True)
-    return every.drop_duplicates(SPECTRUM_COLUMNS[:-2], ignore_index=True)
+    parts = []
+    for objective, part in pd.concat(of_profile).groupby("objective"):
+        recipe, noise = _own_identity(profile, str(objective))
+        own = (part["recipe"] == recipe) & (part["noise"] == noise)
+        parts.append(part[own] if part.groupby(["recipe", "noise"]).ngroups > 1 and own.any() else part)
+    gathered = pd.concat(parts).drop_duplicates(list(same))
+    return gathered.sort_values(list(same), ignore_index=True, kind="stable")[list(columns)]
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """The table's columns, texts but for numbers; None if it has others, as a notebook on another subject may."""
+    table = read_table(path, [])
+    present = [name for name in columns if name in table.column_names]
+    if not set(columns) <= {*present, *_LATER}:
+        return None
+    schema = pa.schema([(name, pa.type_for_alias(_TYPES.get(name, "string"))) for name in present])
+    try:
+        frame = table.select(present).cast(schema).to_pandas()
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataFileError(f"Expected results in {path}, got: {error}; run again.") from error
+    if frame.drop(columns="ratio").isna().any(axis=None) and "sample" in columns:
+        raise DataFileError(f"Expected no empty cells in {path}, but there are some; run again.")
+    return frame
+
+
+def _with_known(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """The table with the columns that it lacks: it is of the profile's own recipe, OOD trained on the other domains."""
+    identities = {objective: _own_identity(profile, objective) for objective in table["objective"].unique()}
+    known = {"recipe": table["objective"].map({key: value[0] for key, value in identities.items()}),
+             "noise": table["objective"].map({key: value[1] for key, value in identities.items()}),
+             "backbone": "", "train_domain": table["protocol"].map({"ID": "all"}).fillna("others")}  # fmt: skip
+    return table.assign(**{name: values for name, values in known.items() if name not in table})
+
+
+@lru_cache
+def _own_identity(profile: str, objective: str) -> tuple[str, str]:
+    """Recipe and kind of noise of a shipped profile; empty for one that is not, "unknown" for others' pre-training."""
+    if objective not in get_args(Objective):
+        return "unknown", "unknown"
+    try:
+        settings = load_profile(profile)
+    except UnknownNameError:
+        return "", ""
+    return recipe_hash(settings, objective), noise_name(settings, objective)
 
 
 def _network_maker(profile_name: str) -> Callable[[Objective, float], Backbone]:

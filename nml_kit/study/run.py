@@ -1,99 +1,98 @@
-"""The study: every ratio and seed of a profile pre-trained, extracted, evaluated; all of it from the store if there."""
+"""The study: every ratio and seed of a profile pre-trained, extracted, fitted; all of it from the store if there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
 
-from nml_kit.errors import unknown_name
+from nml_kit.backbones import Backbone
+from nml_kit.data import Task, load_task
+from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, Fold
-from nml_kit.heads import LinearProbe, MLPTune, NMTune
-from nml_kit.pretraining import in_parallel
+from nml_kit.inference import accuracy_intervals
 from nml_kit.spectrum import cumulative_energy
-from nml_kit.store import Store
-from nml_kit.study.conditions import Origin
-from nml_kit.study.evaluate import Evaluation, evaluate_fold, is_evaluated, result_rows, sample_scores
-from nml_kit.study.extraction import study_folds, study_sources
-from nml_kit.study.profile import Objective, Profile
+from nml_kit.store import Store, fingerprint
+from nml_kit.study.conditions import (
+    NoiseMaker,
+    networks_and_features,
+    pretraining_recipe,
+    study_folds,
+    study_origins,
+)
+from nml_kit.study.fit import Fit, Request, fit_requests
+from nml_kit.study.methods import METHODS, Candidates, HeadMaker, Methods, candidates_of, make_head
+from nml_kit.study.profile import DownstreamData, Objective, Profile
+from nml_kit.tuning import Tuning
 
-METHODS: tuple[str, ...] = ("LP", "MLP", "NMTune")
-HeadMaker = Callable[[str, Profile, int], BaseEstimator]
 
+class StudyRun(NamedTuple):
+    """A fit, and what its rows say of where its features come from: ratio, seed, objective, backbone, …."""
 
-@dataclass(frozen=True, eq=False)
-class StudyRun:
-    """One evaluation with the pre-training it belongs to."""
-
-    origin: Origin
-    backbone: str
-    evaluation: Evaluation
+    context: dict[str, Any]
+    fit: Fit
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All evaluations of a profile as tidy tables."""
+    """All fits of a study as tidy tables; every table names profile, recipe and noise, ratio, seed and objective."""
 
     profile: Profile
     runs: tuple[StudyRun, ...]
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Result rows in the columns of `evaluate.RESULT_COLUMNS`."""
-        return pd.DataFrame([
-            row
-            for run in self.runs
-            for row in result_rows(
-                run.evaluation, experiment="study", profile=self.profile.name, backbone=run.backbone,
-                **run.origin._asdict(),
-            )
-        ])  # fmt: skip
+        """Result rows: one per fit and metric, in RESULT_COLUMNS."""
+        return pd.DataFrame([row for run in self.runs for row in run.fit.rows(**run.context)])
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row per test sample, seed, ratio and method: its class, what the head said, and was it right?"""
-        return pd.concat(
-            [sample_scores(run.evaluation, profile=self.profile.name, **run.origin._asdict()) for run in self.runs],
-            ignore_index=True,
-        )
+        """One row per fit and test sample: its class, what the head said, and was it right?"""
+        return pd.concat([run.fit.samples(**_without_experiment(run)) for run in self.runs], ignore_index=True)
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
         """One row per singular value: index from 1, share σ_i/Σσ, cumulative energy (fractions), and total, Σσ."""
         frames = []
         for run in self.runs:
-            values, fold = run.evaluation.singular_values, run.evaluation.fold
+            values = run.fit.singular_values
+            columns = {**_without_experiment(run), **run.fit.fold.columns, "method": run.fit.method}
             frames.append(pd.DataFrame({
-                "profile": self.profile.name, "task": fold.task, "protocol": fold.protocol,
-                "test_domain": fold.columns["test_domain"],
-                "fraction": float(fold.fraction), "label_noise": float(fold.label_noise),
-                "method": run.evaluation.method, **run.origin._asdict(),
-                "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
+                **columns, "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
                 "cumulative_energy": cumulative_energy(values), "total": values.sum(),
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
+    @cached_property
+    def selections(self) -> pd.DataFrame:
+        """One row per candidate and fit: its accuracy (fraction) on the validation part, and whether it was chosen."""
+        tables = [run.fit.selection(**_without_experiment(run)) for run in self.runs]
+        return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
-def make_head(method: str, profile: Profile, seed: int) -> BaseEstimator:
-    """The head of a method in the profile's settings; UnknownNameError for an unknown method."""
-    shared: dict[str, Any] = {"epochs": profile.head_epochs, "random_state": seed}
-    if method == "LP":
-        return LinearProbe(**shared)
-    if method == "MLP":
-        return MLPTune(recipe=profile.head_recipe, **shared)
-    if method == "NMTune":
-        return NMTune(recipe=profile.head_recipe, **shared)
-    raise unknown_name("method", method, METHODS)
+
+class Source(NamedTuple):
+    """Features by task from one backbone, and the columns that say what they are, `seed` among them.
+
+    With `backbone` and `tasks`, the network itself can be tuned.
+    """
+
+    context: dict[str, Any]
+    features: Mapping[str, Features]
+    backbone: Backbone | None = None
+    tasks: Mapping[str, Task] = {}
 
 
 def run_study(
     profile: Profile,
     *,
     objective: Objective = "supervised",
-    methods: Sequence[str] = METHODS,
+    ratios: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+    tasks: Sequence[str | Task] | None = None,
+    methods: Methods = METHODS,
+    noise: str | NoiseMaker | None = None,
     fractions: Sequence[float] = (1.0,),
     label_noise: Sequence[float] = (0.0,),
     make: HeadMaker = make_head,
@@ -101,45 +100,136 @@ def run_study(
     jobs: int | None = None,
     progress: bool = True,
 ) -> Study:
-    """Everything the profile asks for; what the store holds is read, what is missing is made, and kept.
+    """Everything the profile asks for, or what is asked for in its place; what the store lacks is made, and kept.
 
-    `objective` is that of pre-training. Heads are trained with each of the `fractions` of the downstream train samples
-    and each ratio of `label_noise` in their labels, drawn from the seed of the pre-training; `make` gives the head of a
-    method. Networks, then heads, run in `jobs` processes (None: one per core) of one thread each: results do not depend
-    on `jobs`. Interrupted at any moment and called again, it goes on where it was.
+    `objective` is that of pre-training. `ratios` (fractions), `seeds` and `noise` (a kind of the profile, or a function
+    of task, ratio and seed that returns a LabelNoise) replace the profile's. So do `tasks`: names have the protocols
+    that the profile gives them (ID if it gives none); a Task is tested ID and, with several domains, OOD with each held
+    out in turn. `methods` are names, or a mapping of names to scikit-learn classifiers, `Tuning` or names that `make`
+    knows: alone, or as (it, grid), of which the best on a validation part of the train samples is taken.
+    Every `random_state` is set to the seed of the network. The random baseline is not tuned.
+
+    Heads are trained with each of the `fractions` of the downstream train samples and each ratio of `label_noise` in
+    their labels, drawn from that seed too. Networks, then heads, run in `jobs` processes (None: one per core) of one
+    thread each: results do not depend on `jobs`. Interrupted at any moment and called again, it goes on where it was.
 
     >>> from nml_kit import load_profile
-    >>> smallest = {"id": ["digits"], "ood": {"icons": ["outline"]}, "train_per_class": 4}
-    >>> profile = Profile.model_validate({**load_profile("smoke").model_dump(), "downstream": smallest})
-    >>> study = run_study(profile, methods=("LP",), jobs=1, progress=False)
-    >>> study.rows["task"].unique().tolist()
-    ['digits', 'icons']
+    >>> study = run_study(load_profile("smoke"), tasks=["digits"], methods=["LP"], jobs=1, progress=False)
+    >>> study.rows["ratio"].unique().tolist()
+    [nan, 0.0, 0.3]
     """
-    store = store or Store()
-    sources = study_sources(profile, objective, store=store, jobs=jobs, progress=progress)
-    draws = {"fractions": fractions, "label_noise": label_noise}
-    plan = [(source, _Fit(source.features[fold.task], fold, {
-                method: make(method, profile, source.origin.seed) for method in methods}))
-            for source in sources
-            for fold in study_folds(profile, source.features, **draws, seed=source.origin.seed)]  # fmt: skip
-    missing = [(_fit, (fit, store)) for _, fit in plan if not is_evaluated(*fit, store)]
-    in_parallel(missing, jobs, "heads" if progress else "")
-    runs = tuple(
-        StudyRun(source.origin, source.backbone, evaluation)
-        for source, fit in plan
-        for evaluation in evaluate_fold(*fit, store=store)
+    pretraining_recipe(profile, objective)
+    profile, kind = _with_noise(profile, objective, noise)
+    values = {"ratios": ratios, "seeds": seeds}
+    profile = profile.changed(
+        **{name: np.asarray(value).tolist() for name, value in values.items() if value is not None}
     )
-    return Study(profile, runs)
+    profile, by_name = _with_tasks(profile, tasks)
+    candidates = partial(candidates_of, methods, profile, make=make)
+    folds = partial(study_folds, profile, by_name, fractions=fractions, label_noise=label_noise)
+    for seed in profile.seeds:  # mistakes are told before anything slow
+        candidates(seed)
+        list(folds(seed=seed))
+    made = networks_and_features(
+        profile, study_origins(profile, objective), by_name, noise=noise if callable(noise) else None,
+        store=store or Store(), jobs=jobs, progress=progress,
+    )  # fmt: skip
+    context = {"experiment": "study", "profile": profile.name, "recipe": recipe_hash(profile, objective), "noise": kind}
+    sources = [Source({**context, "backbone": backbone.name, **origin._asdict()}, features, backbone, by_name)
+               for origin, backbone, features in made]  # fmt: skip
+    return fit_sources(profile, sources, folds, candidates, store=store, jobs=jobs, progress=progress)
 
 
-class _Fit(NamedTuple):
-    """Heads to train on one fold, by method."""
+def fit_sources(
+    profile: Profile,
+    sources: Iterable[Source],
+    folds: Callable[..., Iterable[Fold]],
+    candidates: Callable[[int], Mapping[str, Candidates]],
+    *,
+    store: Store | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Study:
+    """The study of features from anywhere: `folds(seed=…)` and `candidates(seed)` are asked for each source's seed."""
+    plan = []
+    for source in sources:
+        seed, is_random = source.context["seed"], np.isnan(source.context["ratio"])
+        heads = candidates(seed)
+        for fold in folds(seed=seed):
+            network = (source.tasks.get(fold.task), source.backbone)
+            for method, settings in heads.items():
+                if is_random and any(isinstance(one, Tuning) for one in settings.values()):
+                    continue
+                request = Request(source.features[fold.task], fold, settings, method, seed, *network)
+                plan.append((source.context, request))
+    fits = fit_requests([request for _, request in plan], store=store, jobs=jobs, progress=progress)
+    return Study(profile, tuple(StudyRun(context, fit) for (context, _), fit in zip(plan, fits, strict=True)))
 
-    features: Features
-    fold: Fold
-    heads: dict[str, BaseEstimator]
+
+def recipe_hash(profile: Profile, objective: Objective) -> str:
+    """Twelve hex digits that tell a recipe of pre-training, with its data, from others."""
+    recipe = pretraining_recipe(profile, objective)
+    return fingerprint([recipe.model_dump(mode="json"), profile.pretraining.model_dump(mode="json")])[:12]
 
 
-def _fit(fit: _Fit, store: Store) -> None:
-    """Fill the store; the result itself stays in the worker, the caller reads it from there."""
-    evaluate_fold(*fit, store=store)
+def noise_name(profile: Profile, objective: Objective) -> str:
+    """What result rows call the kind of noise."""
+    return "exchange" if objective == "contrastive" else profile.noise
+
+
+def summary_table(study: Study) -> pd.DataFrame:
+    """Ratio × method: accuracy with 95 % interval, SVE and LSVR, each a mean over the ID or the OOD tasks.
+
+    Columns: objective, ratio, method, then "accuracy", "low", "high", "sve", "lsvr", each prefixed by "ID " or "OOD ".
+    """
+    groups = ["protocol", "objective", "ratio", "method"]
+    accuracy = accuracy_intervals(study.samples, groups).set_index(groups)[["mean", "low", "high"]]
+    per_task = study.rows.groupby([*groups, "task", "metric"], dropna=False)["value"].mean()
+    spectra = per_task.groupby([*groups, "metric"], dropna=False).mean().unstack("metric")[["sve", "lsvr"]]
+    table = accuracy.rename(columns={"mean": "accuracy"}).join(spectra)
+    parts = [table.loc[protocol].add_prefix(f"{protocol} ") for protocol in ("ID", "OOD")]
+    return parts[0].join(parts[1]).reset_index()
+
+
+def _with_noise(profile: Profile, objective: Objective, noise: str | NoiseMaker | None) -> tuple[Profile, str]:
+    """The profile with the noise asked for, and what result rows call it."""
+    if objective == "contrastive" and noise is not None:
+        raise InvalidInputError(
+            f"Expected no `noise` with contrastive pre-training, whose captions are exchanged, got {noise!r:.80}."
+        )
+    if callable(noise):
+        return profile, str(getattr(noise, "__name__", type(noise).__name__))
+    profile = profile if noise is None else profile.changed(noise=noise)
+    return profile, noise_name(profile, objective)
+
+
+def _with_tasks(profile: Profile, tasks: Sequence[str | Task] | None) -> tuple[Profile, dict[str, Task]]:
+    """The profile with the tasks asked for in place of its own, and all of them by name."""
+    downstream = profile.downstream
+    asked = [*dict.fromkeys((*downstream.id, *downstream.ood_tasks))] if tasks is None else list(tasks)
+    by_name: dict[str, Task] = {}
+    for item in asked:
+        is_own = isinstance(item, Task)
+        task = item if is_own else load_task(item).limit(train_per_class=downstream.train_per_class, seed=0)
+        name = item.name if is_own else item
+        if name in by_name or task.image_data is None:
+            wanted = "tasks of different names" if name in by_name else "tasks of images"
+            raise InvalidInputError(f"Expected {wanted} to test the study's networks on, got {name!r}.")
+        by_name[name] = task
+    if not by_name or isinstance(tasks, str):
+        raise InvalidInputError(f"Expected a sequence of at least one task, got {tasks!r}.")
+    if tasks is None:
+        return profile, by_name
+    own = {item.name: len(np.unique(item.domains)) for item in asked if isinstance(item, Task)}
+    ood = {name: held_out for name, held_out in downstream.ood.items() if name in by_name.keys() - own.keys()}
+    chosen = DownstreamData.model_construct(
+        id=tuple(name for name in by_name if name in (*own, *downstream.id) or name not in downstream.ood_tasks),
+        ood={**ood, **{name: None for name, domains in own.items() if domains > 1}},
+        ood_from={name: names for name, names in downstream.ood_from.items() if name in by_name.keys() - own.keys()},
+        train_per_class=downstream.train_per_class,
+    )
+    return profile.model_copy(update={"downstream": chosen}), by_name
+
+
+def _without_experiment(run: StudyRun) -> dict[str, Any]:
+    return {name: value for name, value in run.context.items() if name != "experiment"}

@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,17 +23,25 @@ from threadpoolctl import threadpool_limits
 from nml_kit.backbones import Backbone, image_network
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
-from nml_kit.features import BATCH_ROWS, Features, extract_features, in_domain_fold, samples_to_test, samples_to_train
+from nml_kit.features import BATCH_ROWS, Features, in_domain_fold, samples_to_test, samples_to_train
 from nml_kit.heads import ExactLinearProbe
 from nml_kit.pretraining import one_thread
 from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.store import Store
-from nml_kit.study.conditions import Origin, downstream_tasks, pretrained_backbone, pretraining_task, study_origins
-from nml_kit.study.evaluate import fit_all, settings_hash
-from nml_kit.study.extraction import extract_all
+from nml_kit.study.conditions import (
+    Origin,
+    downstream_tasks,
+    networks_and_features,
+    pretrained_backbone,
+    pretraining_task,
+    study_origins,
+)
+from nml_kit.study.fit import fit_all
+from nml_kit.study.methods import METHODS, TUNED, candidates_of, make_head, repairs, settings_hash, tuned_networks
 from nml_kit.study.profile import Objective, Profile
-from nml_kit.study.run import METHODS, make_head
+from nml_kit.tuning import Tuning, tune_on, with_features_of
 
+FROZEN = "features"  # of the network as it is: what every head needs once
 EXACT = "exact LP"
 HEADS = (*METHODS, EXACT)
 SIZES = ["task", "method", "train", "test", "features", "classes", "parameters", "settings_hash"]
@@ -54,10 +62,8 @@ def runtime_subject(profile: Profile, *, objective: Objective = "supervised", st
     """The profile's first pre-trained network (first ratio, first seed); what the store lacks of it is made."""
     store, tasks = store or Store(), downstream_tasks(profile)
     _, origin, *_ = study_origins(profile, objective)  # the random baseline comes first
-    extract_all(profile, [origin], downstream_tasks, store=store, jobs=1, progress=False)
-    backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=store, progress=False)
-    features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
-    return Subject(profile, origin, backbone, features)
+    [made] = networks_and_features(profile, [origin], tasks, store=store, jobs=1, progress=False)
+    return Subject(profile, *made)
 
 
 def timed_head(method: str, profile: Profile, seed: int) -> BaseEstimator:
@@ -96,6 +102,41 @@ def head_seconds(subject: Subject, *, repeats: int = 3) -> pd.DataFrame:
         shape = {"task": task, "train": len(train), "test": len(test), "features": train.values.shape[1]}
         frames.append(found.merge(sizes, on="method").assign(**shape))
     return pd.concat(frames, ignore_index=True)
+
+
+def tuning_seconds(subject: Subject, *, methods: Sequence[str] = (*METHODS, *TUNED), repeats: int = 3) -> pd.DataFrame:
+    """Seconds to fit each method on the train samples of each ID task, in the first settings of its grid.
+
+    One row per task, method and repeat: those, step ("fit"), seconds, and parameters (trained ones). Tuning includes
+    the linear probe that it starts from. Beside the methods, `FROZEN` is one pass of the train samples through the
+    network as it is, which heads and terms need once for good. Raises InvalidInputError for fewer than one repeat.
+    """
+    profile, frames = subject.profile, []
+    tasks, every = downstream_tasks(profile), {**repairs(profile), **tuned_networks(profile)}
+    candidates = candidates_of({name: every[name] for name in methods}, profile, subject.origin.seed)
+    for number, name in enumerate(profile.downstream.id):
+        train, task = samples_to_train(subject.features[name], in_domain_fold(name)), tasks[name]
+        counts: dict[str, int] = {FROZEN: 0}
+        calls: dict[tuple[str, str], Callable[[], object]] = {
+            (FROZEN, "fit"): partial(with_features_of, subject.backbone, task, train)
+        }
+        for method in methods:
+            first = next(iter(candidates[method].values()))
+            calls[method, "fit"] = partial(_count_trained, counts, method, first, subject.backbone, task, train)
+        # What is loaded once is loaded after the first task.
+        found = seconds_in_turn(calls, repeats=repeats, uncounted=int(number == 0))
+        frames.append(found.assign(task=name, parameters=found["method"].map(counts)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _count_trained(
+    counts: dict[str, int], name: str, method: BaseEstimator, backbone: Backbone, task: Task, train: Features
+) -> None:
+    """Fit a method once, and note how many parameters it trained."""
+    if isinstance(method, Tuning):
+        counts[name] = tune_on(task, backbone, train, method).trained_parameters
+    else:
+        counts[name] = head_parameters(fit_all({name: method}, train)[name])
 
 
 def spectrum_seconds(subject: Subject, *, repeats: int = 3) -> pd.DataFrame:

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from nml_kit.errors import InvalidInputError
-from nml_kit.features import Features, extract_features
+from nml_kit.features import Features
 from nml_kit.spectrum import Center, spectra_of_subsets, spectrum_metrics
 from nml_kit.store import Store
-from nml_kit.study.conditions import Origin, downstream_tasks, pretrained_backbone, pretraining_task, study_origins
-from nml_kit.study.extraction import extract_all
+from nml_kit.study.conditions import Origin, downstream_tasks, networks_and_features, study_origins
 from nml_kit.study.profile import Objective, Profile
 
 CENTERS: tuple[Center, ...] = ("none", "feature", "sample")
@@ -25,14 +24,12 @@ def study_features(
     What is missing is made, for all tasks of the profile, in one process per core. Raises InvalidInputError for a task
     that is not among the profile's.
     """
-    tasks, source, store = downstream_tasks(profile), pretraining_task(profile), store or Store()
+    tasks, store = downstream_tasks(profile), store or Store()
     if task not in tasks:
         raise InvalidInputError(f"Expected a task of profile {profile.name!r} ({', '.join(tasks)}), got {task!r}.")
     _, *origins = study_origins(profile, objective)
-    extract_all(profile, origins, downstream_tasks, store=store, jobs=None, progress=False)
-    for origin in origins:
-        backbone = pretrained_backbone(profile, source, origin, store=store, progress=False)
-        yield origin, extract_features(tasks[task], backbone, store=store, progress=False)
+    for origin, _, features in networks_and_features(profile, origins, tasks, store=store, progress=False):
+        yield origin, features[task]
 
 
 def metrics_by_choice(features: Features) -> pd.DataFrame:
@@ -83,6 +80,21 @@ def value_bands(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     bands = table.groupby(list(by), dropna=False, sort=False)["value"].agg(mean="mean", low="min", high="max")
     return bands.reset_index()
+
+
+def spectrum_bands(spectra: pd.DataFrame, *, task: str, protocol: str, method: str) -> pd.DataFrame:
+    """Mean share of each singular value over seeds (and held-out domains), with the smallest and the largest.
+
+    Columns: ratio, index, share, low, high, cumulative_energy; all fractions. Raises InvalidInputError if `spectra`
+    (see `Study.spectra`) has no such task, protocol and method.
+    """
+    chosen = {"task": task, "protocol": protocol, "method": method}
+    part = spectra[(spectra[list(chosen)] == list(chosen.values())).all(axis=1)]
+    if part.empty:
+        raise InvalidInputError(f"Expected spectra of {chosen}, but there are none; choose from the study's tasks.")
+    columns = {"share": ("share", "mean"), "low": ("share", "min"), "high": ("share", "max"),
+               "cumulative_energy": ("cumulative_energy", "mean")}  # fmt: skip
+    return part.groupby(["ratio", "index"], dropna=False).agg(**columns).reset_index()
 
 
 def noise_changes(table: pd.DataFrame, by: Sequence[str], *, pair: Sequence[str] = ("seed",)) -> pd.DataFrame:

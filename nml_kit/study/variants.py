@@ -2,23 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from nml_kit.backbones import CLIP_COMPACT, COMPACT_RESNET, first_width
-from nml_kit.errors import InvalidInputError
 from nml_kit.inference import paired_differences, panel_names
 from nml_kit.store import Store
 from nml_kit.study.pretraining_study import pretraining_history
 from nml_kit.study.profile import Objective, Profile
-from nml_kit.study.run import Study, run_study
+from nml_kit.study.run import Study
 from nml_kit.study.spectra_tables import noise_changes
 
 _RECIPE_FIELDS = {"supervised": "recipe", "contrastive": "contrastive"}
-_LABEL_KINDS = ("uniform", "asymmetric", "confusion")
-CAPTION_EXCHANGE = "caption exchange"
 
 
 def recipe_variants(
@@ -59,40 +55,6 @@ def _half_as_wide(architecture: str) -> str | None:
         if first is not None and first > 8:
             return f"{base}:{math.ceil(first / 16) * 8}"
     return None
-
-
-def kind_variants(profile: Profile, objective: Objective = "supervised") -> dict[str, Profile]:
-    """The profile with each kind of noise, its own first; contrastive pre-training has one kind, caption exchange.
-
-    >>> from nml_kit import load_profile
-    >>> list(kind_variants(load_profile("demo"))), list(kind_variants(load_profile("demo"), "contrastive"))
-    (['uniform', 'asymmetric', 'confusion'], ['caption exchange'])
-    """
-    if objective == "contrastive":
-        return {CAPTION_EXCHANGE: profile}
-    kinds = sorted(_LABEL_KINDS, key=lambda kind: kind != profile.noise)
-    return {kind: profile.model_copy(update={"noise": kind}) for kind in kinds}
-
-
-def run_kinds(
-    profile: Profile, *, objective: Objective = "supervised", methods: tuple[str, ...] = ("LP",),
-    store: Store | None = None, progress: bool = True,
-) -> dict[str, Study]:  # fmt: skip
-    """A study for each kind of noise; the networks pre-trained on clean labels, which have no kind, are shared.
-
-    Raises what `run_study` raises, and InvalidInputError if the profile has no ratio above 0.
-    """
-    noisy = tuple(ratio for ratio in profile.ratios if ratio > 0)
-    if not noisy:
-        raise InvalidInputError(f"Expected a ratio above 0 in profile {profile.name!r}, got {list(profile.ratios)}.")
-    own, *others = kind_variants(profile, objective).items()
-    options: dict[str, Any] = {"objective": objective, "methods": methods, "store": store, "progress": progress}
-    studies = {own[0]: run_study(own[1], **options)}
-    clean = tuple(run for run in studies[own[0]].runs if run.origin.ratio == 0)
-    for kind, variant in others:
-        found = run_study(variant.model_copy(update={"ratios": noisy}), **options)
-        studies[kind] = replace(found, profile=variant, runs=(*clean, *found.runs))
-    return studies
 
 
 def training_curves(

@@ -8,7 +8,7 @@ import pytest
 
 from nml_kit.audit import head_differences, judge_models, practical_tasks, run_practical
 from nml_kit.audit.practical import BAG_OF_WORDS, Practical, bag_of_words
-from nml_kit.audit.report import AuditSettings, head_candidates
+from nml_kit.audit.report import AuditSettings, fit_heads_of
 from nml_kit.backbones import load_backbone
 from nml_kit.data import load_task
 from nml_kit.errors import InvalidInputError, UnknownNameError
@@ -16,7 +16,7 @@ from nml_kit.features import extract_features
 from nml_kit.inference import overall_verdict
 from nml_kit.spectrum import singular_value_entropy
 from nml_kit.store import Store
-from nml_kit.study import RESULT_COLUMNS, load_profile, load_results, reference_dir, select_head, write_results
+from nml_kit.study import RESULT_COLUMNS, Source, load_profile, load_results, reference_dir, write_results
 
 SMOKE = load_profile("smoke")
 NAMES = {"emoji-text": ["name"]}
@@ -83,10 +83,10 @@ def test_rows_are_those_of_the_heads_that_were_chosen(run):
     right = found.samples.groupby(["protocol", "method", "seed"])["correct"].mean()
     rows = found.rows.query("metric == 'accuracy'").set_index(["protocol", "method", "seed"])["value"]
     pd.testing.assert_series_equal(right, rows.sort_index(), check_names=False)
-    candidates = head_candidates("NMTune", AuditSettings(SMOKE.seeds, 2), seed=0)
     features = extract_features(task, _bag(), store=store, progress=False)
-    one = select_head(features, folds[1], candidates, method="NMTune", seed=0, store=Store(store.root / "fresh"))
-    assert one.evaluation.metrics()["accuracy"] == rows["OOD", "NMTune", 0]
+    source = Source({"seed": 0, "ratio": np.nan}, {task.name: features})
+    fresh = fit_heads_of([source], folds[1:], AuditSettings(SMOKE.seeds, 2), store=Store(store.root / "fresh"), jobs=1)
+    assert fresh.runs[2].fit.metrics()["accuracy"] == rows["OOD", "NMTune", 0]
     tested = features.values[(features.splits == "test") & (features.domains == "name")]
     sve = found.rows.query("metric == 'sve' and protocol == 'ID' and method == 'LP'")["value"].iloc[0]
     singular = np.linalg.svd(tested.astype(float), compute_uv=False)

@@ -9,7 +9,7 @@ import pytest
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, Fold, in_domain_fold, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, NMTune
-from nml_kit.study import EVALUATION_KIND, EVALUATION_VERSION, evaluate_fold
+from nml_kit.study import FIT_KIND, FIT_VERSION, Request, fit_requests
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -93,7 +93,7 @@ def test_shares_out_of_range_are_refused(settings):
 
 def test_the_heads_learn_from_what_was_drawn(features, store):
     fold = Fold("toy", "ID", fraction=0.5, label_noise=0.2, seed=2)
-    [evaluation] = evaluate_fold(features, fold, {"LP": LinearProbe(epochs=3)}, store=store)
+    [evaluation] = fit_requests([Request(features, fold, {"LP": LinearProbe(epochs=3)}, "LP")], store=store, jobs=1)
     train = samples_to_train(features, fold)
     alone = LinearProbe(epochs=3).fit(train.values, train.labels)
     np.testing.assert_array_equal(evaluation.predictions, alone.predict(features.select(split="test").values))
@@ -102,13 +102,14 @@ def test_the_heads_learn_from_what_was_drawn(features, store):
 def test_all_samples_with_clean_labels_keep_the_key_that_knows_of_no_draw(features, store):
     """Results stored before folds could draw samples are found again, whatever the seed; others have keys of theirs."""
     head = NMTune(epochs=1)
-    key = {"arrow": "evaluate", "version": EVALUATION_VERSION, "data": features.protocol_fingerprint,
+    key = {"arrow": "fit", "version": FIT_VERSION, "data": features.protocol_fingerprint, "draw": {},
            "train_domains": None, "test_domains": None,
-           "settings": {"head": "NMTune", "parameters": head.get_params()}}  # fmt: skip
+           "candidates": [{"head": "NMTune", "parameters": head.get_params()}]}  # fmt: skip
     for fold in (in_domain_fold("toy"), Fold("toy", "ID", fraction=1, label_noise=0, seed=5)):
-        evaluate_fold(features, fold, {"NMTune": head}, store=store)
-        assert [info.digest for info in store.entries(EVALUATION_KIND)] == [store.find(EVALUATION_KIND, key).digest]
+        fit_requests([Request(features, fold, {"NMTune": head}, "NMTune")], store=store, jobs=1)
+        assert [info.digest for info in store.entries(FIT_KIND)] == [store.find(FIT_KIND, key).digest]
     drawn = {"fraction": 0.5, "label_noise": 0.0, "seed": 5}
-    evaluate_fold(features, Fold("toy", "ID", fraction=0.5, seed=5), {"NMTune": head}, store=store)
-    assert store.find(EVALUATION_KIND, key | drawn) is not None
-    assert len(list(store.entries(EVALUATION_KIND))) == 2
+    half = Fold("toy", "ID", fraction=0.5, seed=5)
+    fit_requests([Request(features, half, {"NMTune": head}, "NMTune")], store=store, jobs=1)
+    assert store.find(FIT_KIND, key | {"draw": drawn}) is not None
+    assert len(list(store.entries(FIT_KIND))) == 2

@@ -13,7 +13,7 @@ from nml_kit.heads import LinearProbe
 from nml_kit.noise import inject_label_noise
 from nml_kit.pretraining import Recipe, pretrain
 from nml_kit.store import Store
-from nml_kit.study import evaluate_fold, result_rows
+from nml_kit.study import Request, fit_requests
 from tests.conftest import make_task
 
 KILLS = 20
@@ -28,10 +28,11 @@ def train_extract_and_probe(root):
     backbone = pretrain(task, noise, recipe=RECIPE, seed=0, store=store, progress=False)
     features = extract_features(task, backbone, store=store, progress=False)
     head = LinearProbe(epochs=2, random_state=0)
-    [evaluation] = evaluate_fold(features, in_domain_fold(task.name), {"LP": head}, store=store)
-    context = {"experiment": "kill", "profile": "test", "backbone": backbone.name, "ratio": 0.2,
-               "objective": "supervised", "seed": 0}  # fmt: skip
-    return result_rows(evaluation, **context), backbone.fingerprint, np.array(features.values)
+    request = Request(features, in_domain_fold(task.name), {"LP": head}, "LP")
+    [fit] = fit_requests([request], store=store, jobs=1, progress=False)
+    context = {"experiment": "kill", "profile": "test", "recipe": "", "noise": "", "backbone": backbone.name,
+               "ratio": 0.2, "objective": "supervised", "seed": 0}  # fmt: skip
+    return fit.rows(**context), backbone.fingerprint, np.array(features.values)
 
 
 @pytest.mark.timeout(300)

@@ -24,8 +24,9 @@ from nml_kit.store import Store, read_json
 from nml_kit.study import (
     METHODS,
     Origin,
+    Request,
     downstream_tasks,
-    evaluate_fold,
+    fit_requests,
     make_head,
     pretrained_backbone,
     pretraining_task,
@@ -33,7 +34,7 @@ from nml_kit.study import (
     reference_dir,
     study_folds,
 )
-from nml_kit.study.reference import reference_backbone
+from nml_kit.study.results import reference_backbone
 
 pytestmark = [pytest.mark.xdist_group("reference"), pytest.mark.timeout(400)]
 PROFILE = load_profile("small")
@@ -112,7 +113,7 @@ def test_a_network_gives_its_rows_again(tables, store, objective, ratio):
     assert {fold.protocol for fold in folds} == {"ID", "OOD"}
     for fold in folds:
         heads = {"LP": make_head("LP", PROFILE, PROFILE.seeds[0])}
-        [found] = evaluate_fold(features[fold.task], fold, heads, store=store)
+        [found] = fit_requests([Request(features[fold.task], fold, heads, "LP")], store=store, progress=False, jobs=1)
         key = (objective, fold.task, fold.protocol, fold.columns["test_domain"], "LP", ratio, PROFILE.seeds[0])
         assert found.metrics()["accuracy"] == pytest.approx(expected[0][key], abs=ACCURACY_TOLERANCE)
         assert found.metrics()["sve"] == pytest.approx(expected[1][key], abs=SVE_TOLERANCE)

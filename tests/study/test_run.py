@@ -84,12 +84,12 @@ def test_fractions_and_noisy_labels_are_the_same_samples_for_every_method_and_ra
     whole = drawn.rows.query("fraction == 1 and label_noise == 0").reset_index(drop=True)
     pd.testing.assert_frame_equal(whole, study.rows.query("method == 'LP'").reset_index(drop=True))
     told = {}
-    for run in drawn.runs:
-        fold = run.evaluation.fold
-        backbone = pretrained_backbone(profile, pretraining_task(profile), run.origin, store=home, progress=False)
+    for context, fit in drawn.runs:
+        fold, origin = fit.fold, Origin(context["ratio"], context["seed"])
+        backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=home, progress=False)
         features = extract_features(downstream_tasks(profile)[fold.task], backbone, store=home, progress=False)
         train = samples_to_train(features, fold)
-        key = (fold.task, fold.test_domains, fold.fraction, fold.label_noise, run.origin.seed)
+        key = (fold.task, fold.test_domains, fold.fraction, fold.label_noise, origin.seed)
         told.setdefault(key, set()).add((tuple(train.ids), tuple(train.labels)))
     assert {len(parts) for parts in told.values()} == {1}
     changes = paired_differences(drawn.samples, "fraction", 1.0, ["protocol", "label_noise"])
@@ -112,7 +112,7 @@ def test_one_process_gives_the_same_bytes_as_two_and_a_second_run_makes_nothing(
 
 
 def test_a_part_that_was_lost_is_made_again_with_the_same_result(study, profile, home):
-    lost = next(iter(home.entries("evaluation")))
+    lost = next(iter(home.entries("fit")))
     for path in lost.path.iterdir():
         path.unlink()
     lost.path.rmdir()

@@ -7,15 +7,15 @@ import pytest
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.inference import judge_claims
 from nml_kit.study import RESULT_COLUMNS, read_run_tables, write_results
-from nml_kit.study.run_tables import SAMPLE_COLUMNS
+from nml_kit.study.results import SAMPLE_COLUMNS
 from tests.inference.test_claims import simulate
 
 
 @pytest.fixture
 def study():
     rows, samples = simulate(samples=30, seeds=3)
-    texts = dict.fromkeys(("experiment", "backbone", "train_domain", "settings_hash", "version"), "x")
-    rows = rows.assign(**texts, profile="small", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
+    texts = dict.fromkeys(set(RESULT_COLUMNS) - set(rows), "x")
+    rows = rows.assign(**texts | {"profile": "small", "fraction": 1.0, "label_noise": 0.0})[list(RESULT_COLUMNS)]
     return rows, samples.assign(profile="small", label=1, prediction=samples["correct"].astype(int))
 
 

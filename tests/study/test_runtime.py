@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from nml_kit.study.evaluate import settings_hash
 from sklearn.linear_model import LogisticRegression
 
 from nml_kit.backbones import build_network
@@ -13,7 +14,6 @@ from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.heads import ExactLinearProbe, NMTune
 from nml_kit.store import Store
 from nml_kit.study import HEADS, METHODS, Origin, Profile, backbone_parameters, costs, load_profile, make_head
-from nml_kit.study.evaluate import settings_hash
 from nml_kit.study.runtime import (
     SIZES,
     Subject,

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from nml_kit.backbones import build_network
-from nml_kit.errors import InvalidInputError
 from nml_kit.store import Store
 from nml_kit.study import (
     Origin,
@@ -15,13 +14,11 @@ from nml_kit.study import (
     pretrained_backbone,
     pretraining_task,
     recipe_variants,
-    run_kinds,
     run_study,
     sve_changes,
     training_curves,
     variant_rows,
 )
-from nml_kit.study.variants import kind_variants
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -40,7 +37,8 @@ def home(tmp_path_factory) -> Store:
 
 @pytest.fixture(scope="module")
 def studies(profile, home) -> dict[str, Study]:
-    return run_kinds(profile, store=home, progress=False)
+    kinds = ("uniform", "asymmetric", "confusion")
+    return {kind: run_study(profile, noise=kind, methods=["LP"], store=home, progress=False) for kind in kinds}
 
 
 def test_recipes_differ_in_what_they_say(profile):
@@ -83,12 +81,6 @@ def test_half_the_width_has_about_a_quarter_of_the_weights(profile):
     assert own / half == pytest.approx(4, rel=0.05)
 
 
-def test_the_kind_of_the_profile_comes_first(profile):
-    other = profile.model_copy(update={"noise": "confusion"})
-    assert list(kind_variants(other)) == ["confusion", "uniform", "asymmetric"]
-    assert list(kind_variants(profile, "contrastive").values()) == [profile]
-
-
 def test_kinds_share_the_clean_networks_and_differ_in_the_noisy_ones(studies, profile, home):
     rows = variant_rows(studies).query("ratio == ratio and method == 'LP'")
     backbones = rows.groupby(["variant", "ratio"])["backbone"].unique().map(list)
@@ -99,6 +91,7 @@ def test_kinds_share_the_clean_networks_and_differ_in_the_noisy_ones(studies, pr
     own = run_study(profile, methods=("LP",), store=home, progress=False)
     assert studies["uniform"].rows.equals(own.rows)
     assert studies["confusion"].profile.noise == "confusion"
+    assert set(studies["confusion"].rows["noise"]) == {"confusion"}
 
 
 def test_changes_are_differences_of_means(studies):
@@ -120,8 +113,3 @@ def test_curves_are_the_histories_of_the_networks(studies, profile, home):
     found = curves.query("ratio == 0.3").drop(columns=["variant", "ratio", "seed"])
     expected = [[row["epoch"], row["memorised"], row["test_accuracy"]] for row in backbone.card["history"]]
     np.testing.assert_array_equal(found.to_numpy(), expected)
-
-
-def test_a_profile_without_noise_is_refused(profile):
-    with pytest.raises(InvalidInputError, match="a ratio above 0"):
-        run_kinds(profile.model_copy(update={"ratios": (0.0,)}))

@@ -1,0 +1,260 @@
+"""What is fitted to features: methods by name, their settings to choose from, and those settings as plain data."""
+
+import dis
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.decomposition import PCA
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import ParameterGrid
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.heads import TERM_WEIGHTS, ExactLinearProbe, LinearProbe, MLPTune, NMTune
+from nml_kit.store import fingerprint
+from nml_kit.study.profile import Profile
+from nml_kit.tuning import Tuning
+
+METHODS: tuple[str, ...] = ("LP", "MLP", "NMTune")
+TUNED = ("full", "full + terms", "LoRA", "LoRA + terms")
+HeadMaker: TypeAlias = Callable[[str, Profile, int], BaseEstimator]
+Method: TypeAlias = str | BaseEstimator | tuple[str | BaseEstimator, Mapping[str, Sequence[Any]]]
+Methods: TypeAlias = Sequence[str] | Mapping[str, Method]
+Candidates: TypeAlias = dict[str, BaseEstimator]
+# Of a class: what Python and scikit-learn put there.
+_NOT_CODE = re.compile(r"__(module|dict|weakref|doc|annotations|qualname|abstractmethods)__|_abc_impl|set_\w+_request")
+
+
+def make_head(method: str, profile: Profile, seed: int) -> BaseEstimator:
+    """The head of a method in the profile's settings; UnknownNameError for an unknown method."""
+    shared: dict[str, Any] = {"epochs": profile.head_epochs, "random_state": seed}
+    if method == "LP":
+        return LinearProbe(**shared)
+    if method == "MLP":
+        return MLPTune(recipe=profile.head_recipe, **shared)
+    if method == "NMTune":
+        return NMTune(recipe=profile.head_recipe, **shared)
+    raise unknown_name("method", method, METHODS)
+
+
+def candidates_of(methods: Methods, profile: Profile, seed: int, make: HeadMaker = make_head) -> dict[str, Candidates]:
+    """Every method's candidates by name: one without a grid, one for each point of a grid.
+
+    Every parameter called `random_state` is set to the seed, in nested estimators too. Raises InvalidInputError for
+    what is no estimator, or if there is no method; UnknownNameError for a name that `make` does not know.
+    """
+    named = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    if not named or isinstance(methods, str):
+        raise InvalidInputError(f"Expected names of methods, or a mapping of names to heads, got {methods!r}.")
+    candidates = {}
+    for name, method in named.items():
+        base, grid = method if isinstance(method, tuple) else (method, {})
+        head = make(base, profile, seed) if isinstance(base, str) else base
+        candidates[name] = expanded(name, head, grid, seed)
+    return candidates
+
+
+def expanded(name: str, head: BaseEstimator, grid: Mapping[str, Sequence[Any]], seed: int) -> Candidates:
+    """A copy of the head for each point of the grid (`sklearn.model_selection.ParameterGrid`), by name.
+
+    >>> list(expanded("ridge", RidgeClassifier(), {"alpha": [0.1, 1.0]}, seed=0))
+    ['ridge alpha=0.1', 'ridge alpha=1.0']
+    """
+    if isinstance(head, type) or not hasattr(head, "get_params"):
+        raise InvalidInputError(
+            f"Method {name!r}: expected a scikit-learn classifier, a Tuning or a name, alone or as (it, grid of "
+            f"settings), got {head!r:.80}; derive your class from sklearn.base.BaseEstimator and pass an instance."
+        )
+    candidates = {}
+    for point in ParameterGrid(grid):
+        shown = [f"{parameter}={value}" for parameter, value in sorted(point.items())]
+        candidate = clone(head).set_params(**point)
+        seeds = [key for key in candidate.get_params() if key.split("__")[-1] == "random_state"]
+        candidates[" ".join([name, *shown])] = candidate.set_params(**dict.fromkeys(seeds, seed))
+    return candidates
+
+
+def repairs(profile: Profile) -> dict[str, Method]:
+    """Ways to use frozen features, each with a grid that was fixed before any result was seen, for `run_study`.
+
+    Trained by gradient descent: "LP", "MLP", "NMTune" (learning rates; NMTune also λ). Others: "ridge" (ridge
+    classifier), "whitened" and "truncated" (principal components of a share of the variance, with equal variance or
+    their own), "standardised" (each feature to mean 0 and variance 1), each before a logistic regression;
+    "neighbours" (k nearest by cosine), "regularised" (logistic regression alone, a path of penalties), "kernel"
+    (Nyström features of an RBF kernel on unit vectors, then a logistic regression).
+
+    >>> from nml_kit import load_profile
+    >>> list(repairs(load_profile("smoke")))[:4]
+    ['LP', 'MLP', 'NMTune', 'ridge']
+    """
+    probe, penalties, rates = ExactLinearProbe(), [0.01, 0.1, 1.0], [3e-4, 1e-3, 3e-3]
+    whitened = make_pipeline(PCA(whiten=True, svd_solver="full"), probe)
+    truncated = make_pipeline(PCA(svd_solver="full"), probe)
+    kernel = make_pipeline(Normalizer(), Nystroem(n_components=300), probe)
+    return {
+        "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
+        "MLP": ("MLP", {"learning_rate": rates}),
+        "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.001, 0.01, 0.1]}),
+        "ridge": (RidgeClassifier(), {"alpha": [0.1, 1.0, 10.0, 100.0]}),
+        "whitened": (whitened, {"pca__n_components": [0.9, 0.99], "exactlinearprobe__C": [0.001, 0.01, 0.1]}),
+        "truncated": (truncated, {"pca__n_components": [0.8, 0.9, 0.99], "exactlinearprobe__C": [0.1, 1.0]}),
+        "standardised": (make_pipeline(StandardScaler(), probe), {"exactlinearprobe__C": [0.001, *penalties]}),
+        "neighbours": (KNeighborsClassifier(metric="cosine"), {"n_neighbors": [1, 5, 15]}),
+        "regularised": (probe, {"C": [0.001, *penalties, 10.0]}),
+        "kernel": (kernel, {"nystroem__gamma": [0.5, 2.0, 8.0], "exactlinearprobe__C": [1.0, 10.0]}),
+    }
+
+
+def tuned_networks(profile: Profile) -> dict[str, Method]:
+    """Ways to tune the network itself (`TUNED`), with learning rates and, with terms, λ to choose from.
+
+    A third of the epochs of the profile's heads: a pass that trains a network costs many times one that trains a head.
+
+    >>> from nml_kit import load_profile
+    >>> tuned_networks(load_profile("smoke"))["LoRA"][1]
+    {'learning_rate': [0.001, 0.01]}
+    """
+    methods: dict[str, Method] = {}
+    for name in TUNED:
+        is_lora = name.startswith("LoRA")
+        tuning = Tuning(method="lora" if is_lora else "full", epochs=max(1, profile.head_epochs // 3))
+        grid = {"learning_rate": [1e-3, 1e-2] if is_lora else [1e-4, 1e-3]}
+        methods[name] = (tuning, grid | ({"weights": [0.01, 0.1]} if "terms" in name else {}))
+    return methods
+
+
+def ablation(profile: Profile) -> dict[str, dict[str, Method]]:
+    """Variants of NMTune by what they change: its terms, λ, depth, width or recipe. What is not named is as in NMTune.
+
+    "no term" is MLP tuning. Hidden layers of the variants in depth are 256 wide. "other recipe" is the authors' code
+    where the profile has the paper's recipe, and the other way round; "other recipe, no term" differs in the network
+    alone. Source: the ablations of the paper's appendix.
+
+    >>> from nml_kit import load_profile
+    >>> ablation(load_profile("smoke"))["terms"]["only COV"].weights
+    (0.0, 0.01, 0.0)
+    """
+    shared: dict[str, Any] = {"recipe": profile.head_recipe, "epochs": profile.head_epochs}
+    other = {**shared, "recipe": "reference" if profile.head_recipe == "paper" else "paper"}
+    weights, terms = TERM_WEIGHTS[profile.head_recipe], ("MSE", "COV", "SVD")
+
+    def weighted(*factors: float) -> NMTune:
+        return NMTune(weights=tuple(factor * weight for factor, weight in zip(factors, weights, strict=True)), **shared)
+
+    only = {f"only {name}": weighted(*(float(name == term) for term in terms)) for name in terms}
+    without = {f"without {name}": weighted(*(float(name != term) for term in terms)) for name in terms}
+    depths = {"no hidden layer": 0, "2 hidden layers": 2, "3 hidden layers": 3}
+    return {
+        "terms": {**only, **without, "no term": weighted(0.0, 0.0, 0.0)},
+        "λ": {f"λ × {factor:g}": weighted(factor, factor, factor) for factor in (0.01, 0.1, 10.0, 100.0)},
+        "depth": {name: NMTune(hidden=(256,) * depth, **shared) for name, depth in depths.items()},
+        "width": {f"width {width}": NMTune(hidden=(width,), **shared) for width in (64, 128, 512, 1024)},
+        "recipe": {"other recipe": NMTune(**other), "other recipe, no term": MLPTune(**other)},
+    }
+
+
+def head_settings(head: BaseEstimator) -> dict[str, Any]:
+    """The class and parameters of a head as plain data, those of estimators in it (as in a Pipeline) too.
+
+    Classes and functions outside installed packages count by their code, and by what it reads: see `_code_of`.
+
+    >>> head_settings(LinearProbe(epochs=3))["parameters"]["epochs"]
+    3
+    """
+    parameters = {name: _plain(value) for name, value in head.get_params(deep=False).items()}
+    code = {"code": _code_of(type(head), set())} if _is_own(type(head)) else {}
+    return {"head": type(head).__name__, "parameters": parameters, **code}
+
+
+def settings_hash(head: BaseEstimator) -> str:
+    """Twelve hex digits that tell the settings of a head from others', the same in every process."""
+    return fingerprint(head_settings(head))[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A parameter without objects: estimators by their settings, functions by their names and, if own, their code."""
+    if isinstance(value, BaseEstimator):
+        return head_settings(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    name = str(getattr(value, "__name__", "<lambda>"))
+    if callable(value) and _is_own(value) and isinstance(value, type | FunctionType):
+        return _code_of(value, set())
+    return f"{getattr(value, '__module__', '')}.{name}" if callable(value) and "<" not in name else value
+
+
+def _is_own(thing: Any) -> bool:
+    """Whether a class or function is of a notebook, a script or a module that is not installed: it may be edited."""
+    name = str(getattr(thing, "__module__", ""))
+    if name == "__main__":
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    is_installed = file is None or any(Path(file).is_relative_to(root) for root in installed)
+    return not is_installed and name.split(".")[0] != "nml_kit"
+
+
+def _code_of(thing: Any, seen: set[int]) -> Any:
+    """What a class or function does, as plain data: its compiled code, and the own code and constants that it reads.
+
+    Raises InvalidInputError where that cannot be told: a stored result might then be of other code.
+    """
+    if id(thing) in seen:
+        return None
+    seen.add(id(thing))
+    if isinstance(thing, type):
+        members = [item for base in thing.__mro__ if _is_own(base) for item in sorted(vars(base).items())]
+        return [_value_of(name, value, seen) for name, value in members if not _NOT_CODE.fullmatch(name)]
+    code = thing.__code__
+    read = {name: thing.__globals__[name] for name in _globals_of(code) if name in thing.__globals__}
+    read |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True)}
+    read |= {"defaults": list(thing.__defaults__ or ()), "keywords": dict(thing.__kwdefaults__ or {})}
+    return [_compiled(code), [_value_of(name, value, seen) for name, value in read.items()]]
+
+
+def _value_of(name: str, value: Any, seen: set[int]) -> Any:
+    """A member of a class, or what a function reads, with its name."""
+    value = next((getattr(value, inside) for inside in ("__func__", "fget") if hasattr(value, inside)), value)
+    if isinstance(value, FunctionType | type) and _is_own(value):
+        return [name, _code_of(value, seen)]
+    if callable(value) or isinstance(value, ModuleType):
+        return [name, getattr(value, "__name__", type(value).__name__)]
+    try:
+        return [name, fingerprint(_plain(value))]
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"Expected a head whose code reads functions, numbers, texts and arrays alone, but {name!r} is a "
+            f"{type(value).__name__}: results of other code could not be told apart. Pass it as a parameter instead."
+        ) from error
+
+
+def _globals_of(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_of(constant)
+
+
+def _compiled(code: CodeType) -> list[Any]:
+    """Instructions, names and constants, without places in files."""
+    constants: list[Any] = []
+    for constant in code.co_consts:
+        inside = sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
+        constants.append(_compiled(constant) if isinstance(constant, CodeType) else inside)
+    return [code.co_code, list(code.co_names), list(code.co_varnames), constants]
