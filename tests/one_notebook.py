@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from nml_kit.batch import batch, suites
+from nml_kit.batch import plan_notebook, run_suite
 from nml_kit.pages import PLOTLY_MIME
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -53,7 +53,7 @@ def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", *
     """Run a notebook of the repository below `root`, with the store in `home`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(home))
-        plan = suites.plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
-        (result,) = batch.run_suite(plan)
+        plan = plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
+        (result,) = run_suite(plan)
     assert (result.exit_code, result.error) == (0, "")
     return NotebookRun(result.run_dir)

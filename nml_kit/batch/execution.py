@@ -1,32 +1,44 @@
-"""One notebook in one kernel through papermill: started again if it does not start, ended in time, its text bounded."""
+"""One notebook in one kernel through papermill: this very Python, started again if it does not start, ended in time."""
 
+import getpass
 import logging
 import os
 import re
+import shutil
+import signal
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+from traitlets.config import Config
 
-from nml_kit.batch.kernel_output import TEXT_LIMIT
-from nml_kit.batch.kernels import KERNEL_LOG, kernel_options
+from nml_kit.batch.in_kernel import TEXT_LIMIT
 from nml_kit.batch.status import State
 from nml_kit.errors import DataFileError
-from nml_kit.store import read_json
+from nml_kit.pages import read_notebook
+from nml_kit.store import fingerprint, read_json, replacing
 
-UNFINISHED = "unfinished.ipynb"
-_ERROR_LIMIT = 2_000
+UNFINISHED, KERNEL_LOG = "unfinished.ipynb", "kernel.log"
+_ERROR_LIMIT = 2_000  # characters
 _DRAIN = 60  # seconds to read what a cell left to read when it ended
 _KERNEL_STARTS = 3
 _NO_START = re.compile(r"before replying to kernel_info|didn't respond in \d+ seconds|Address already in use")
-_ENGINE = "nml_kit"
+_INSERTED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of papermill's own cells
+_START = Path(__file__).with_name("in_kernel.py")
+_RUNNING: dict["ThisPythonManager", Path] = {}  # and their run directories
 _log = logging.getLogger(__name__)
 
 
@@ -43,55 +55,57 @@ def execute(
     values: dict[str, Any],
     run_dir: Path,
     *,
-    timeout: float | None = None,
-    progress: TextIO | None = None,
-    stop: threading.Event | None = None,
+    timeout: float | None,
+    progress: TextIO | None,
+    stop: threading.Event,
 ) -> Outcome:
-    """Run the notebook in a kernel of this Python into `run_dir`/unfinished.ipynb, for at most `timeout` seconds.
+    """Run the notebook into `run_dir`/unfinished.ipynb, for at most `timeout` seconds.
 
     What the notebook writes to stderr goes to `progress` too. `stop`, once set, makes any end an interruption.
     """
-    stop = stop or threading.Event()
-    papermill_engines.register(_ENGINE, _Engine)
     node.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
     node.metadata.setdefault("language_info", {"name": "python"})
     target = str(run_dir / UNFINISHED).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
+    options = {"kernel_name": "python3", "progress_bar": False, "iopub_timeout": _DRAIN}
+    outcome = None
     for attempt in range(1, _KERNEL_STARTS + 1):
-        if stop.is_set():
-            return Outcome("interrupted")
+        if outcome or stop.is_set():
+            break
         try:
-            with kernel_options(run_dir) as options:
+            with _kernel_options(run_dir) as kernel:
                 papermill.execute_notebook(
-                    node, target, values, engine_name=_ENGINE, kernel_name="python3", progress_bar=False,
-                    stderr_file=progress, timeout_func=_time_left(timeout),
-                    iopub_timeout=_DRAIN, **options,
-                )  # fmt: skip
-            return Outcome("interrupted" if stop.is_set() else "done")
-        except PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt" or stop.is_set():
-                return Outcome("interrupted")
-            return _failed("failed", _source_cell(node, values, error.cell_index), f"{error.ename}: {error.evalue}")
-        except KeyboardInterrupt:
-            return Outcome("interrupted")
-        except CellTimeoutError as error:
-            if "IOPub" in str(error):  # messages were lost: the kernel drops what is not read in time
-                return _failed("failed", _cell_at_work(run_dir), "it displayed more than could be read; show less")
-            return _failed("timed out", _cell_at_work(run_dir), f"not finished within {timeout:g} s")
-        except DeadKernelError:
-            if stop.is_set():
-                return Outcome("interrupted")
-            reason = f"the kernel died (out of memory, or killed); see {run_dir / KERNEL_LOG}"
-            return _failed("kernel died", _cell_at_work(run_dir), reason)
-        except RuntimeError as error:
-            if not _NO_START.search(str(error)):
-                return _failed("failed", _cell_at_work(run_dir), f"RuntimeError: {error}")
-            _log.warning("Kernel start %d of %d failed: %s", attempt, _KERNEL_STARTS, error)
-        stop.wait(attempt + os.getpid() % 10 / 10)  # runners that collided try again at different moments
+                    node, target, values, stderr_file=progress, timeout_func=_time_left(timeout), **options, **kernel
+                )
+            outcome = Outcome("done")
+        except (PapermillExecutionError, CellTimeoutError, RuntimeError, KeyboardInterrupt) as error:
+            outcome = _failure(error, run_dir, timeout)
+            if outcome is None:
+                _log.warning("Kernel start %d of %d failed: %s", attempt, _KERNEL_STARTS, error)
+                stop.wait(attempt + os.getpid() % 10 / 10)  # runners that collided try again at different moments
+    if stop.is_set():
+        return Outcome("interrupted")
     reason = f"the kernel did not start in {_KERNEL_STARTS} attempts; see {run_dir / KERNEL_LOG}"
-    return Outcome("interrupted") if stop.is_set() else Outcome("kernel died", None, reason)
+    return outcome or Outcome("kernel died", None, reason)
 
 
-def _failed(state: State, cell: int | None, reason: str) -> Outcome:
+def _failure(error: BaseException, run_dir: Path, timeout: float | None) -> Outcome | None:
+    """What an error of papermill means; None if the kernel did not start."""
+    if isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
+        return Outcome("interrupted")
+    state: State = "failed"
+    if isinstance(error, PapermillExecutionError):
+        reason = f"{error.ename}: {error.evalue}"
+    elif isinstance(error, CellTimeoutError) and "IOPub" in str(error):  # the kernel drops what is not read in time
+        reason = "it displayed more than could be read; show less"
+    elif isinstance(error, CellTimeoutError):
+        state, reason = "timed out", f"not finished within {timeout:g} s"
+    elif isinstance(error, DeadKernelError):
+        state, reason = "kernel died", f"the kernel died (out of memory, or killed); see {run_dir / KERNEL_LOG}"
+    elif _NO_START.search(str(error)):
+        return None
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    cell = _cell_at_work(run_dir)
     text = f"cell {cell}: {reason}" if cell else reason
     return Outcome(state, cell, text if len(text) <= _ERROR_LIMIT else text[:_ERROR_LIMIT] + " …")
 
@@ -102,74 +116,106 @@ def _time_left(timeout: float | None) -> Any:
     return lambda cell: None if end is None else max(end - time.monotonic(), 0.001)
 
 
-def _source_cell(node: NotebookNode, values: dict[str, Any], index: int) -> int:
-    """The number in the source, from 1, of the cell with this index once papermill inserted a cell for the values."""
-    tagged = (number for number, cell in enumerate(node.cells) if "parameters" in cell.metadata.get("tags", []))
-    inserted = values and index > next(tagged, -1) + 1
-    return index if inserted else index + 1
-
-
 def _cell_at_work(run_dir: Path) -> int | None:
     """The number in the source of the cell that was started last, from what papermill saved."""
     try:
-        cells = read_json(run_dir / UNFINISHED)["cells"]
+        notes = [cell["metadata"] for cell in read_json(run_dir / UNFINISHED)["cells"]]
     except (DataFileError, LookupError, TypeError):
         return None
-    own = [cell["metadata"] for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
-    started = [number for number, notes in enumerate(own, 1) if notes.get("papermill", {}).get("start_time")]
+    own = [note for note in notes if not _INSERTED & set(note.get("tags", []))]
+    started = [number for number, note in enumerate(own, 1) if note.get("papermill", {}).get("start_time")]
     return started[-1] if started else None
 
 
-class _Engine(NBClientEngine):
-    """papermill's own engine with another client."""
+def finish_notebook(unfinished: Path, path: Path) -> None:
+    """Move an executed notebook to `path`, its streams joined and long results cut.
 
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, *, start_timeout: int = 60, input_path: Any = None, **options: Any
-    ) -> NotebookNode:
-        client = _BoundedClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, **options)
-        client.on_cell_executed = lambda cell, **_: _as_a_terminal_shows(cell)
-        return client.execute()
-
-
-class _BoundedClient(PapermillNotebookClient):
-    """Joins the texts of a cell as they come and cuts what the kernel does not: long results, errors, nested bars.
-
-    (nbclient's own joining of streams takes time that grows with the square of the length of a line.)
+    (nbclient's own joining takes time that grows with the square of the length of a line.)
     """
-
-    def output(self, outs: list[NotebookNode], msg: Any, display_id: str | None, cell_index: int) -> Any:
-        made = super().output(outs, msg, display_id, cell_index)
-        if made is not None and made.output_type == "stream":
-            _join_stream(outs)
-        elif made is not None and made.output_type == "error":
-            made.evalue, made.traceback = _head(made.evalue), [_head(line) for line in made.traceback]
-        elif made is not None and "text/plain" in made.data:
-            made.data["text/plain"] = _head(made.data["text/plain"])
-        return made
-
-
-def _join_stream(outs: list[NotebookNode]) -> None:
-    """Join the last output, a stream, to the first of its name."""
-    new = outs.pop()
-    first = next((one for one in outs if one.output_type == "stream" and one.name == new.name), None)
-    if first is None:
-        outs.append(NotebookNode(new))  # a copy: what a terminal shows is `new` alone
-        return
-    text = first.text + new.text
-    first.text = text if len(text) <= 2 * TEXT_LIMIT else _head(_rewritten(text))
+    notebook = read_notebook(unfinished)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        streams: dict[str, NotebookNode] = {}
+        outputs, cell.outputs = cell.outputs, []
+        for output in outputs:
+            if output.output_type != "stream":
+                data = output.get("data", {})
+                data |= {mime: _cut(text) for mime, text in data.items() if mime == "text/plain"}
+                cell.outputs.append(output)
+            elif output.name in streams:
+                streams[output.name].text += output.text
+            else:
+                streams[output.name] = output
+                cell.outputs.append(output)
+        for output in streams.values():
+            output.text = "\n".join(map(_as_a_terminal_shows, output.text.split("\n")))
+    with replacing(path) as temporary:
+        nbformat.write(notebook, temporary)
+    unfinished.unlink()
 
 
-def _head(text: str) -> str:
+def _cut(text: str) -> str:
     return text if len(text) <= TEXT_LIMIT else text[:TEXT_LIMIT] + "\n… the rest is cut …\n"
 
 
-def _as_a_terminal_shows(cell: NotebookNode) -> None:
-    for output in cell.outputs:
-        if output.output_type == "stream":
-            output.text = _rewritten(output.text)
+def _as_a_terminal_shows(line: str) -> str:
+    """A line without what a carriage return, as of progress bars, lets the rest cover."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1]
 
 
-def _rewritten(text: str) -> str:
-    """The text without what a carriage return, as of progress bars, lets the rest of the line cover."""
-    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")) if "\r" in text else text
+@contextmanager
+def _kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """What papermill hands on to nbclient: a kernel of this Python in `run_dir`, on sockets of this user alone."""
+    name = fingerprint([getpass.getuser(), str(run_dir)])[:16]  # short: paths of sockets may have 107 characters
+    sockets = Path(tempfile.gettempdir()) / f"nml-{name}"
+    shutil.rmtree(sockets, ignore_errors=True)  # of a runner of this run that was killed
+    sockets.mkdir(mode=0o700)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its warnings are our errors, its errors our results
+    connection = {"connection_file": str(sockets / "kernel.json")}
+    if os.name == "posix":
+        connection["transport"] = "ipc"  # TCP ports are sometimes taken by another kernel that starts just now
+    try:
+        yield {
+            "kernel_manager_class": ThisPythonManager,
+            "config": Config({"ThisPythonManager": connection}),
+            "resources": {"metadata": {"path": str(run_dir)}},
+            "store_widget_state": False,  # megabytes, for widgets that no page shows
+        }
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+class ThisPythonSpec(KernelSpecManager):
+    """The interpreter that runs nml, whatever kernels are installed under the name python3."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        start = f"__import__('runpy').run_path({str(_START)!r})['start'](get_ipython())"
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv += [f"--IPKernelApp.exec_lines={start}"]
+        env = {"PLOTLY_RENDERER": "plotly_mimetype"}
+        return KernelSpec(argv=argv, env=env, display_name=kernel_name, language="python")
+
+
+class ThisPythonManager(AsyncKernelManager):
+    """Named without an underscore: traitlets takes settings only for classes with a capital first."""
+
+    @default("kernel_spec_manager")
+    def _this_python(self) -> KernelSpecManager:
+        return ThisPythonSpec()
+
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+        run_dir = Path(options["cwd"])
+        with (run_dir / KERNEL_LOG).open("ab") as log:  # what the process itself says: crashes, mostly
+            await super().start_kernel(**options, stdout=log, stderr=log)
+        _RUNNING[self] = run_dir
+
+    async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
+        _RUNNING.pop(self, None)
+        await super().cleanup_resources(restart=restart)
+
+
+def interrupt_kernels(run_dirs: Collection[Path], *, kill: bool = False) -> None:
+    """Interrupt what the kernels of this process in `run_dirs` do, as Ctrl-C in a notebook; or end them."""
+    for manager, run_dir in list(_RUNNING.items()):
+        process = getattr(manager.provisioner, "process", None)
+        if run_dir in run_dirs and process is not None and process.poll() is None:
+            process.kill() if kill else process.send_signal(signal.SIGINT)

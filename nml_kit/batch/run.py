@@ -1,4 +1,4 @@
-"""One planned run, from its check to its status.json: what a thread here, or a worker elsewhere, executes."""
+"""One planned run, from its check to its status.json: what a thread of a worker executes."""
 
 import functools
 import logging
@@ -8,71 +8,69 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import filelock
 
 from nml_kit import __version__
-from nml_kit.batch.status import RunStatus, files_in, is_done, run_lock, stored_status, this_process, write_status
+from nml_kit.batch.status import (
+    RunStatus,
+    State,
+    files_in,
+    is_done,
+    run_lock,
+    stored_status,
+    this_process,
+    write_status,
+)
 from nml_kit.batch.suites import PlannedRun
 from nml_kit.errors import InvalidInputError, NMLError
 from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
-from nml_kit.store import explained, fingerprint, fsync
+from nml_kit.store import explained, fingerprint
 from nml_kit.study import load_profile
 
 _log = logging.getLogger(__name__)
 
 
-class Prepared(NamedTuple):
-    """The values to inject, checked; the id of the run, a hash of all that decides its result; its profile's name."""
-
-    values: dict[str, Any]
-    id: str
-    profile: str | None
-
-
-def prepare(plan: Sequence[PlannedRun]) -> list[Prepared]:
+def waiting_statuses(plan: Sequence[PlannedRun]) -> list[RunStatus]:
     """Check notebooks' parameters and profiles, in a moment: nothing heavy is loaded and no kernel starts.
 
-    A notebook's `interactive` becomes False: a run shows figures, not widgets.
-    An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content and the version of
-    nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
+    The statuses of runs that wait hold all that is injected. A notebook's `interactive` becomes False: a run shows
+    figures, not widgets. An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content
+    and the version of nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
     """
     source, profile = functools.cache(read_source), functools.cache(load_profile)
-    return [_prepared(run, source(run.notebook), profile) for run in plan]
+    return [_waiting(run, source(run.notebook), profile) for run in plan]
 
 
-def _prepared(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], Any]) -> Prepared:
-    defaults = notebook_parameters(source)
-    given = run.params | ({"profile": run.profile} if run.profile else {})
-    values = check_parameters(given, defaults, notebook_choices(source))
+def _waiting(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
+    defaults, run_dir = notebook_parameters(source), run.run_dir.resolve()
+    params = run.params | ({"profile": run.profile} if run.profile else {})
+    values = check_parameters(params, defaults, notebook_choices(source))
     content = None
     if "profile" in defaults:
         name = values.get("profile", defaults["profile"])
         content = profile(name).model_dump(mode="json")
         if Path(name).suffix:  # a file: the kernel works in another directory
             values["profile"] = str(Path(name).resolve())
-    if "interactive" in defaults:
-        if values.get("interactive"):
-            raise InvalidInputError(
-                f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab for them."
-            )
-        values["interactive"] = False
+    if values.get("interactive"):
+        raise InvalidInputError(f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab.")
+    values |= {"interactive": False} if "interactive" in defaults else {}
     decisive = {name: repr(value) for name, value in (defaults | values).items() if name not in ("run_dir", "profile")}
     cells = [[cell["cell_type"], cell["source"], cell["metadata"]["tags"]] for cell in source["cells"]]
     key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}
     if "run_dir" in defaults:
-        values.setdefault("run_dir", str(run.run_dir.resolve()))
-    return Prepared(values, fingerprint(key), content and content["name"])
-
-
-def planned_status(run: PlannedRun, prepared: Prepared) -> RunStatus:
-    """The status of a run that waits."""
+        values.setdefault("run_dir", str(run_dir))
     return RunStatus(
-        name=run.name, notebook=run.notebook.resolve(), run_dir=run.run_dir.resolve(), state="waiting", id=prepared.id,
-        stage=run.stage, source=run.source, resources=run.resources, params=prepared.values,
-        profile=prepared.profile,
+        name=run.name, notebook=run.notebook.resolve(), run_dir=run_dir, state="waiting", id=fingerprint(key),
+        stage=run.stage, source=run.source, resources=run.resources, params=values,
+        profile=content and content["name"],
     )  # fmt: skip
+
+
+def without_result(run: PlannedRun, state: State, reason: str) -> RunStatus:
+    """The status of a run of which nothing is on disk."""
+    return RunStatus(name=run.name, notebook=run.notebook, run_dir=run.run_dir, state=state, error=reason)
 
 
 def execute_run(
@@ -92,12 +90,11 @@ def execute_run(
     """
     stop = stop or threading.Event()
     with _held(run, stop, report) as held:
-        (prepared,) = prepare([run])  # now: it may have waited for hours
-        waiting = planned_status(run, prepared)
+        (waiting,) = waiting_statuses([run])  # now: it may have waited for hours
         if not held:
             return waiting.model_copy(update={"state": "interrupted"})
         before = stored_status(waiting.run_dir)
-        if before is not None and not force and is_done(before, prepared.id):
+        if before is not None and not force and is_done(before, waiting.id):
             return before.model_copy(update={"state": "hit", "name": run.name})
         return _executed(waiting, before, timeout, progress, stop)
 
@@ -106,54 +103,45 @@ def execute_run(
 def _held(run: PlannedRun, stop: threading.Event, report: Callable[[str], None]) -> Iterator[bool]:
     """Hold the lock of a run; False if `stop` was set before another process gave it free."""
     lock = run_lock(run.run_dir.resolve())
-    with explained(Path(lock.lock_file)):
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    if not (held := _acquired(lock)):
-        report(f"{run.name} waits: another process is running it")
-    while not held and not stop.is_set():
-        held = _acquired(lock, timeout=0.5)
+    path = Path(lock.lock_file)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waits = 0
+        while not lock.is_locked and not (waits and stop.is_set()):
+            try:
+                lock.acquire(timeout=0.5 if waits else 0)
+            except filelock.Timeout:
+                waits += 1
+                if waits == 1:
+                    report(f"{run.name} waits: another process is running it")
     try:
-        yield held
+        yield lock.is_locked
     finally:
         lock.release()
 
 
-def _acquired(lock: filelock.BaseFileLock, timeout: float = 0) -> bool:
-    try:
-        with explained(Path(lock.lock_file)):
-            lock.acquire(timeout=timeout)
-    except filelock.Timeout:
-        return False
-    return True
-
-
 def _executed(
-    waiting: RunStatus,
-    before: RunStatus | None,
-    timeout: float | None,
-    progress: TextIO | None,
-    stop: threading.Event,
+    waiting: RunStatus, before: RunStatus | None, timeout: float | None, progress: TextIO | None, stop: threading.Event
 ) -> RunStatus:
-    from nml_kit.batch.execution import UNFINISHED, Outcome, execute  # with papermill, which takes seconds to load
-    from nml_kit.batch.kernels import KERNEL_LOG, await_orphan
+    from nml_kit.batch.execution import KERNEL_LOG, UNFINISHED, Outcome, execute, finish_notebook  # seconds to load
     from nml_kit.pages import export_html, read_notebook
 
     run_dir = waiting.run_dir
     node = read_notebook(waiting.notebook)
     with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    if before is not None and before.state == "running":
-        await_orphan(run_dir, stop)
+    if before is None and (run_dir / "notebook.ipynb").exists():
+        raise InvalidInputError(f"Expected a directory of a run, got {run_dir} with a notebook.ipynb of your own.")
     clock, started = time.monotonic(), _now()
     running = waiting.model_copy(update={"state": "running", "started": started, **this_process()})
     write_status(running)
-    _remove_results(run_dir, before, ("notebook.ipynb", "notebook.html", UNFINISHED, KERNEL_LOG))
+    if before is not None:
+        _remove_results(run_dir, before, ("notebook.ipynb", "notebook.html", UNFINISHED, KERNEL_LOG))
     untouched = _stamps(run_dir)
     try:
         outcome = execute(node, waiting.params, run_dir, timeout=timeout, progress=progress, stop=stop)
-        if (executed := run_dir / UNFINISHED).exists():
-            fsync(executed)
-            executed.replace(run_dir / "notebook.ipynb")
+        if (unfinished := run_dir / UNFINISHED).exists():
+            finish_notebook(unfinished, run_dir / "notebook.ipynb")
         if outcome.state == "done":
             (run_dir / KERNEL_LOG).unlink(missing_ok=True)
             export_html(run_dir / "notebook.ipynb", run_dir / "notebook.html")
@@ -166,13 +154,14 @@ def _executed(
     return status
 
 
-def _remove_results(run_dir: Path, before: RunStatus | None, names: Sequence[str]) -> None:
-    """Remove what an earlier run left: all that its status lists, and what one that was killed leaves."""
-    listed = [run_dir / name for name in (before.files if before else ())]
-    inside = [path for path in listed if path.resolve().is_relative_to(run_dir)]
-    for stale in [*inside, *(run_dir / name for name in names), *run_dir.glob("*.parquet"), *run_dir.glob(".tmp-*")]:
-        if not stale.is_dir():
-            stale.unlink(missing_ok=True)
+def _remove_results(run_dir: Path, before: RunStatus, names: Sequence[str]) -> None:
+    """Remove what an earlier run left: all that its status lists, or what one that was killed may have written."""
+    stale = [run_dir / name for name in (*before.files, *names)] + [*run_dir.glob(".tmp-*")]
+    if before.state == "running":
+        stale += run_dir.glob("*.parquet")
+    for path in stale:
+        if path.resolve().is_relative_to(run_dir) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def _stamps(run_dir: Path) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,8 @@ shares them (NFS 4, Lustre with `flock`).
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,9 @@ State = Literal[
     "waiting", "running", "done", "hit", "failed", "timed out", "kernel died", "interrupted", "skipped", "unreadable"
 ]
 DONE, FAILED, BAD_INPUT, PART_FAILED, INTERRUPTED, KERNEL_DIED = 0, 1, 2, 3, 130, 138
-_EXIT_CODES = {
-    "done": DONE,
-    "hit": DONE,
-    "skipped": PART_FAILED,
-    "interrupted": INTERRUPTED,
-    "kernel died": KERNEL_DIED,
-}
+_EXIT_CODES = {"done": DONE, "hit": DONE, "skipped": PART_FAILED, "interrupted": INTERRUPTED,
+               "kernel died": KERNEL_DIED}  # fmt: skip
+_ERROR_LENGTH = 200  # characters of an error in a table
 
 
 class RunStatus(BaseModel, frozen=True):
@@ -67,6 +64,21 @@ class RunStatus(BaseModel, frozen=True):
     def exit_code(self) -> int:
         """0 done, 130 interrupted, 138 kernel died, 3 not started, else 1."""
         return _EXIT_CODES.get(self.state, FAILED)
+
+    @property
+    def short_error(self) -> str:
+        """The error on one line, cut."""
+        return " ".join(self.error.split())[:_ERROR_LENGTH]
+
+    def seconds_at(self, now: datetime) -> float | None:
+        """Seconds that the run took, or has taken so far if it goes on; `now` is with a time zone."""
+        if self.state != "running":
+            return self.seconds
+        try:
+            started = datetime.fromisoformat(self.started)
+        except ValueError:
+            return None
+        return max(0.0, (now - (started if started.tzinfo else started.replace(tzinfo=UTC))).total_seconds())
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -162,6 +174,16 @@ def read_statuses(runs: str | Path) -> list[RunStatus]:
     return [status.model_copy(update={"name": str(path.relative_to(runs))}) for path, status in found.items()]
 
 
+def run_statuses(runs: str | Path) -> list[RunStatus]:
+    """As `read_statuses`, but none if none is planned yet; raises InvalidInputError if there is no such directory."""
+    if not Path(runs).is_dir():
+        raise InvalidInputError(f"Expected a directory of runs, but there is none at {runs}; check the path.")
+    try:
+        return read_statuses(runs)
+    except InvalidInputError:
+        return []
+
+
 def _planned(path: Path) -> list[RunStatus]:
     """The runs of a plan.json, in directories below its own; [] if there is none or it is not a plan."""
     try:
@@ -172,7 +194,7 @@ def _planned(path: Path) -> list[RunStatus]:
     return [run.model_copy(update={"run_dir": path.parent / run.name, "state": "waiting"}) for run in inside]
 
 
-def _visible(runs: Path, name: str) -> Iterable[Path]:
+def _visible(runs: Path, name: str) -> list[Path]:
     paths = sorted(runs.rglob(name))
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(runs).parts)]
 
@@ -190,9 +212,3 @@ def files_in(run_dir: Path) -> Iterator[Path]:
         here = Path(root)
         directories[:] = sorted(d for d in directories if d[0] != "." and not (here / d / STATUS).exists())
         yield from (here / name for name in sorted(names) if name[0] != "." and name not in (STATUS, PLAN))
-
-
-def finished_runs(runs: Path) -> list[RunStatus]:
-    """The runs under a directory that are done, as written."""
-    found = (stored_status(path.parent) for path in _visible(runs, STATUS))
-    return [status for status in found if status is not None and status.state == "done"]

@@ -3,12 +3,12 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from itertools import product
+from itertools import count, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -18,6 +18,7 @@ from nml_kit.store import fingerprint, read_yaml
 
 _LONGEST_NAME = 120  # file systems allow 255 bytes; a letter may take four, and lock files add to it
 Grid = Mapping[str, list[Any]]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Resources(BaseModel, frozen=True, extra="forbid"):
@@ -32,7 +33,7 @@ class SuiteEntry(BaseModel, frozen=True, extra="forbid"):
     """One notebook of a suite, its path relative to the suite file, and the parameters that differ from its own.
 
     `grid` gives several values to parameters: one run for each combination. Notebooks of one stage may run side by
-    side, those of a later one after them. `profile` is another one than the suite's, as for a costly notebook.
+    side, those of a later one after them. `profile` replaces the suite's.
     """
 
     notebook: str
@@ -44,10 +45,11 @@ class SuiteEntry(BaseModel, frozen=True, extra="forbid"):
 
 
 class Suite(BaseModel, frozen=True, extra="forbid"):
-    """Notebooks to run with one profile, but for those that name their own."""
+    """Notebooks to run with one profile; `grid` holds for each that has the parameter and does not set it itself."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     profile: str
+    grid: dict[str, list[Any]] = {}
     notebooks: tuple[SuiteEntry, ...] = Field(min_length=1)
 
 
@@ -77,24 +79,26 @@ class PlannedRun:
         return self.run_dir.parents[len(Path(self.name).parts) - 1]
 
 
-def load_suite(path: str | Path) -> Suite:
-    """Read a suite from YAML; raises DataFileError or InvalidInputError if it is missing or not a suite."""
+def read_model(path: str | Path, model: type[Model], expected: str) -> Model:
+    """Read a YAML file as `model`; raises DataFileError or InvalidInputError, which names the nearest field."""
     try:
-        return Suite.model_validate(read_yaml(path))
+        return model.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
-        raise InvalidInputError(
-            f"Expected a suite (name, profile, notebooks: [{{notebook, params, grid, stage, resources}}]) in {path}, "
-            f"got: {problems}."
-        ) from error
+        known = _field_names(model.model_json_schema())
+        problems = "; ".join(_problem(problem, known) for problem in error.errors())
+        raise InvalidInputError(f"Expected {expected} in {path}, got: {problems}.") from error
 
 
-def _problem(error: Any) -> str:
-    place = ".".join(map(str, error["loc"])) or "file"
-    known = [name for model in (Suite, SuiteEntry, Resources) for name in model.model_fields]
-    nearest = get_close_matches(str(error["loc"][-1:] and error["loc"][-1]), known, n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if error["type"] == "extra_forbidden" and nearest else ""
-    return f"{place}: {error['msg']}{hint}"
+def _field_names(schema: dict[str, Any]) -> list[str]:
+    parts = (schema, *schema.get("$defs", {}).values())
+    return [name for part in parts for name in part.get("properties", {})]
+
+
+def _problem(problem: Any, known: list[str]) -> str:
+    place = [str(part) for part in problem["loc"]] or ["file"]
+    nearest = get_close_matches(place[-1], known, n=1) if problem["type"] == "extra_forbidden" else []
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    return f"{'.'.join(place)}: {problem['msg']}{hint}"
 
 
 def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[PlannedRun]:
@@ -105,36 +109,39 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
     Raises InvalidInputError or DataFileError.
     """
     path = Path(path)
-    suite = load_suite(path)
+    suite = read_model(path, Suite, "a suite (name, profile, notebooks: [{notebook, params, grid, stage, resources}])")
     chosen = profile or suite.profile
     group = suite.name if chosen == suite.profile else f"{suite.name}-{_safe(Path(chosen).stem)}"
-    root = (path.parent.parent if path.parent.name == "suites" else path.parent).resolve()
     plan: list[PlannedRun] = []
     taken: set[str] = set()
     for entry in suite.notebooks:
-        notebook = _below(root, path, entry.notebook)
+        notebook = _below(path, entry.notebook)
         name = _untaken(_safe(notebook.stem), taken)
-        own = profile or _profile_below(root, path, entry.profile or suite.profile)
-        base = PlannedRun(notebook, own, entry.params, Path(runs) / group / name, entry.stage, name, path.resolve(),
-                          entry.resources.model_dump())  # fmt: skip
-        plan += _grid_points(base, entry.grid)
+        own_profile = profile or entry.profile or suite.profile
+        if not profile and own_profile.endswith((".yaml", ".yml")):
+            own_profile = str(_below(path, own_profile))
+        run = PlannedRun(notebook, own_profile, entry.params, Path(runs) / group / name, entry.stage, name)
+        run = replace(run, source=path.resolve(), resources=entry.resources.model_dump())
+        plan += _grid_points(run, _shared_grid(suite.grid, run) | entry.grid)
     return sorted(plan, key=lambda run: run.stage)
 
 
-def _profile_below(root: Path, suite: Path, profile: str) -> str:
-    """A profile's name as it is, or the path of its file."""
-    return str(_below(root, suite, profile)) if profile.endswith((".yaml", ".yml")) else profile
+def _shared_grid(grid: Grid, run: PlannedRun) -> dict[str, list[Any]]:
+    """The part of a suite's grid that a notebook takes."""
+    parameters = notebook_parameters(read_source(run.notebook)) if grid else {}
+    return {key: values for key, values in grid.items() if key in parameters and key not in run.params}
 
 
-def _below(root: Path, suite: Path, name: str) -> Path:
-    """The file that a suite names, relative to the suite file; InvalidInputError if it leaves `root`."""
+def _below(suite: Path, name: str) -> Path:
+    """The file that a suite names, relative to the suite file."""
+    root = (suite.parent.parent if suite.parent.name == "suites" else suite.parent).resolve()
     try:
-        found = (suite.parent / name).resolve()
+        file = (suite.parent / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a link to itself
         raise InvalidInputError(f"{suite}: expected the name of a file, got {name!r}: {error}.") from error
-    if not found.is_relative_to(root):
+    if not file.is_relative_to(root):
         raise InvalidInputError(f"{suite}: expected files under {root}, got {name!r}, which leaves it.")
-    return found
+    return file
 
 
 def plan_notebook(
@@ -159,36 +166,38 @@ def plan_notebook(
 
 def _grid_points(base: PlannedRun, grid: Grid) -> list[PlannedRun]:
     """One run for each combination of the grid's values, the last parameter changing fastest."""
-    if not grid:
-        return [base]
     for key, values in grid.items():
-        problem = (
-            "is set for each run by nml" if key == "run_dir"
-            else "is among the params too" if key in base.params or (key == "profile" and base.profile)
-            else "needs at least one value" if not values
-            else next((f"lists {value!r} twice" for i, value in enumerate(values) if value in values[:i]), "")
-        )  # fmt: skip
-        if problem:
+        if problem := _grid_problem(base, key, values):
             raise InvalidInputError(f"Grid of {base.notebook.name}: expected distinct values, {key!r} {problem}.")
     taken: set[str] = set()
-    points = []
-    for chosen in product(*grid.values()):
-        point = dict(zip(grid, chosen, strict=True))
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())] if grid else []
+    runs = []
+    for point in points:
         name = _untaken(_point_name(point), taken)
-        points.append(
-            PlannedRun(base.notebook, base.profile, base.params | point, base.run_dir / name, base.stage,
-                       f"{base.name}/{name}", base.source, base.resources)
-        )  # fmt: skip
-    return points
+        params, run_dir = base.params | point, base.run_dir / name
+        runs.append(replace(base, params=params, run_dir=run_dir, name=f"{base.name}/{name}"))
+    return runs or [base]
+
+
+def _grid_problem(base: PlannedRun, key: str, values: list[Any]) -> str:
+    if key == "run_dir":
+        return "is set for each run by nml"
+    if key in base.params or (key == "profile" and base.profile):
+        return "is among the params too"
+    if not values:
+        return "needs at least one value"
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    return f"lists {twice[0]!r} twice" if twice else ""
 
 
 def _point_name(point: dict[str, Any]) -> str:
     """A readable directory name, as "rate=0.1,task=icons"; with a hash where it does not tell all."""
     texts = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in point.items()}
-    told = ",".join(f"{key}={text}" for key, text in texts.items())
-    name = _safe(",".join(f"{_clean(key)}={_clean(text)}" for key, text in texts.items()))
+    exact = ",".join(f"{key}={text}" for key, text in texts.items())
+    pairs = [[re.sub(r"[^\w.+ -]", "_", part) for part in pair] for pair in texts.items()]
+    name = _safe(",".join("=".join(pair) for pair in pairs))
     short = name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-    return name if name == told and short == name else f"{short}-{fingerprint(texts)[:8]}"
+    return name if name == exact and short == name else f"{short}-{fingerprint(texts)[:8]}"
 
 
 def _safe(text: str) -> str:
@@ -196,13 +205,9 @@ def _safe(text: str) -> str:
     return re.sub(r"^[. ]|[. ]$", "_", re.sub(r"[^\w.+ ,=-]", "_", unicodedata.normalize("NFC", text))) or "_"
 
 
-def _clean(text: str) -> str:
-    return re.sub(r"[^\w.+ -]", "_", text)
-
-
 def _untaken(name: str, taken: set[str]) -> str:
     """`name`, or `name`-2, …: no two are the same, not even where capitals do not count; it joins `taken`."""
-    candidates: Iterable[str] = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
+    candidates = (name if number == 1 else f"{name}-{number}" for number in count(1))
     chosen = next(candidate for candidate in candidates if candidate.casefold() not in taken)
     taken.add(chosen.casefold())
     return chosen

@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -36,16 +37,15 @@ def show_plan(rows: Sequence[PlanRow], jobs: int) -> None:
     typer.echo(f"{len(todo)} to run, {_about(total)} with --jobs {jobs}{note}")
 
 
-def show_statuses(statuses: Sequence[RunStatus]) -> None:
+def show_statuses(runs: Path) -> None:
     """Print the runs with what became of them."""
-    _console().print(_status_table(statuses))
+    _console().print(_status_table(read_statuses(runs)))
 
 
 def watch_statuses(runs: Path) -> None:
     """Show the runs, live, until none has run for some seconds, or Ctrl-C."""
     quiet = 0
-    statuses = read_statuses(runs)
-    with Live(_status_table(statuses), console=_console(), auto_refresh=False) as live:
+    with Live(_status_table(read_statuses(runs)), console=_console(), auto_refresh=False) as live:
         while quiet < _LOOKS_WITHOUT_RUNS:
             try:
                 time.sleep(1)
@@ -63,32 +63,18 @@ def live_progress() -> Iterator[Callable[[Progress], None]]:
     if not console.is_terminal:
         yield lambda progress: typer.echo(f"nml: {progress.text}", err=True)
         return
-    columns = (
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _TimeLeft(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, seconds_left=None, since=time.monotonic(), visible=False)
+    texts = TextColumn("{task.fields[left]}", markup=False), TextColumn("{task.description}", markup=False)
+    with Bar(SpinnerColumn(), BarColumn(), MofNCompleteColumn(), *texts, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, left="", visible=False)
 
         def report(progress: Progress) -> None:
             bar.console.print(Text(f"nml: {progress.text}"), soft_wrap=True)
             bar.update(
                 task, completed=progress.ended, total=progress.total, description=", ".join(progress.running),
-                seconds_left=progress.seconds_left, since=time.monotonic(), visible=progress.total > 1,
+                left=f"{_about(progress.seconds_left)} left", visible=progress.total > 1,
             )  # fmt: skip
 
         yield report
-
-
-class _TimeLeft(ProgressColumn):
-    """The estimated time left: rich's own needs several ended steps within half a minute."""
-
-    def render(self, task: Task) -> Text:
-        left = task.fields["seconds_left"]
-        return Text(_about(left and max(left - time.monotonic() + task.fields["since"], 0.0)) + " left")
 
 
 def _about(seconds: float | None) -> str:
@@ -98,11 +84,11 @@ def _about(seconds: float | None) -> str:
 
 
 def _status_table(statuses: Sequence[RunStatus]) -> Table:
-    rows = [
-        (one.name, Text(one.state, _COLOURS.get(one.state, "red")), "" if one.seconds is None else f"{one.seconds:.1f}",
-         one.finished, " ".join(one.error.split())[:200])
-        for one in statuses
-    ]  # fmt: skip
+    now, rows = datetime.now(UTC), []
+    for status in statuses:
+        seconds, state = status.seconds_at(now), Text(status.state, _COLOURS.get(status.state, "red"))
+        told = "" if seconds is None else f"{seconds:.1f}"
+        rows.append((status.name, state, told, status.finished, status.short_error))
     return _table("", ["run", "state", "seconds", "finished (UTC)", "error"], rows)
 
 

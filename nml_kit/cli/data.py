@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from nml_kit.cli.options import errors_as_messages, show_table
-
 noise_app = typer.Typer(help="Corrupt data sets that are too large for memory.", no_args_is_help=True)
 store_app = typer.Typer(help="Look after the store of pre-trained backbones and features.", no_args_is_help=True)
 
@@ -18,28 +16,28 @@ def datasets(
     as_json: Annotated[bool, typer.Option("--json", help="A list for machines, with citations and places.")] = False,
 ) -> None:
     """List the data sets that have names: what for, classes, splits, licence, and which are here."""
-    with errors_as_messages():
-        from nml_kit.data import dataset_rows
+    from nml_kit.cli.console import show
+    from nml_kit.data import dataset_rows
 
-        rows = dataset_rows(root)
+    rows = dataset_rows(root)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     columns = ["name", "use", "classes", "splits", "licence"]
     cells = [(*(row[column] for column in columns), "yes" if row["present"] else "") for row in rows]
-    show_table("Data sets by name; anything else by its path", [*columns, "here"], cells)
+    show("Data sets by name; anything else by its path", [*columns, "here"], cells)
 
 
 @store_app.command("list")
 def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind.")] = None) -> None:
     """List what the store holds."""
-    with errors_as_messages():
-        from nml_kit.store import Store
+    from nml_kit.cli.console import show
+    from nml_kit.store import Store
 
-        store = Store()
-        entries = list(store.entries(kind))
+    store = Store()
+    entries = list(store.entries(kind))
     rows = [(one.kind, one.digest[:12], f"{one.bytes / 1e6:.1f}", one.created, one.problem) for one in entries]
-    show_table(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
+    show(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
     typer.echo(f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
     for copies in sorted((store.root / "shards").glob("*/")):
         size = sum(path.stat().st_size for path in copies.glob("*.tar"))
@@ -49,10 +47,9 @@ def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind
 @store_app.command()
 def verify() -> None:
     """Check every byte of every entry; exit code 1 if one is corrupt."""
-    with errors_as_messages():
-        from nml_kit.store import Store
+    from nml_kit.store import Store
 
-        corrupt = Store().verify()
+    corrupt = Store().verify()
     for entry in corrupt:
         typer.secho(f"{entry.path}: {entry.problem}", err=True, fg="red")
     typer.echo(f"{len(corrupt)} corrupt entries" + (": `nml store prune --corrupt` deletes them." if corrupt else "."))
@@ -64,10 +61,9 @@ def prune(
     corrupt: Annotated[bool, typer.Option("--corrupt", help="Only corrupt entries, no unfinished work.")] = False,
 ) -> None:
     """Delete corrupt entries and unfinished work that no process holds."""
-    with errors_as_messages():
-        from nml_kit.store import Store
+    from nml_kit.store import Store
 
-        removed = Store().prune(corrupt_only=corrupt)
+    removed = Store().prune(corrupt_only=corrupt)
     for path in removed:
         typer.echo(f"deleted {path}")
     typer.echo(f"{len(removed)} deleted.")
@@ -82,11 +78,10 @@ def noise_captions(
     caption: Annotated[str, typer.Option(help="Suffix of the captions in the shards.")] = "txt",
 ) -> None:
     """Copy shards with some captions exchanged, across all of them; interrupted and called again, it goes on."""
-    with errors_as_messages():
-        from nml_kit.data import inject_caption_noise_into_shards, read_noise_settings
+    from nml_kit.data import inject_caption_noise_into_shards, read_noise_settings
 
-        record = inject_caption_noise_into_shards(
-            shards, out, ratio, seed=seed, caption=caption, progress=sys.stderr.isatty()
-        )
-        about = read_noise_settings(record)
+    record = inject_caption_noise_into_shards(
+        shards, out, ratio, seed=seed, caption=caption, progress=sys.stderr.isatty()
+    )
+    about = read_noise_settings(record)
     typer.echo(f"{about['changed']} of {about['samples']} samples have another's caption; who has whose: {record}")

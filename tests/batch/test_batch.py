@@ -11,8 +11,17 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nml_kit.batch import RunStatus, batch, read_statuses, suites
-from nml_kit.batch.run import prepare
+from nml_kit.batch import (
+    PlannedRun,
+    RunStatus,
+    look_ahead,
+    plan_notebook,
+    read_statuses,
+    run_suite,
+    suite_exit_code,
+    write_status,
+)
+from nml_kit.batch.run import execute_run, waiting_statuses
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.study import profiles_dir
 
@@ -28,6 +37,10 @@ def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
+
+
+def run_notebook(notebook: Path, run_dir: Path, *, profile: str | None = None, timeout: float | None = None, **params):
+    return execute_run(PlannedRun(notebook, profile, params, run_dir), force=True, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +67,12 @@ def good_run(tmp_path_factory):
     run_dir = root / "runs" / "good"
     run_dir.mkdir(parents=True)
     (run_dir / "rows.parquet").write_bytes(b"of an earlier run")
+    earlier = RunStatus(name="good", notebook=notebook, run_dir=run_dir, state="failed", files={"rows.parquet": 17})
+    write_status(earlier)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(root / "jupyter"))
         patch.setenv("PYTHONPATH", str(root / "site"))
-        result = batch.run_notebook(notebook, params={"rate": "1e-3", "seeds": [7]}, run_dir=run_dir)
+        result = run_notebook(notebook, run_dir, rate="1e-3", seeds=[7])
     return root, run_dir, result
 
 
@@ -93,49 +108,90 @@ def test_figures_are_stored_as_data_and_shown_in_the_page(good_run):
     assert "Plotly.newPlot" in (run_dir / "notebook.html").read_text()
 
 
-def test_a_failing_run_does_not_stop_the_others(tmp_path):
-    write_notebook(tmp_path / "bad.ipynb", "x = 1", "1 / 0")
-    write_notebook(tmp_path / "fine.ipynb", "open('fine.txt', 'w').close()")
-    suite = tmp_path / "suites" / "two.yaml"
-    suite.parent.mkdir()
-    suite.write_text("name: two\nprofile: smoke\nnotebooks:\n- notebook: ../bad.ipynb\n- notebook: ../fine.ipynb\n")
-    plan = [
-        suites.PlannedRun(run.notebook, None, run.params, run.run_dir)
-        for run in suites.plan_suite(suite, runs=tmp_path / "runs")
-    ]
+FLOOD = (
+    "for _ in range(300_000): print('x' * 9)\nimport sys; _ = sys.stdout.write('y' * 7_000_000)",
+    "'z' * 3_000_000",
+    "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
+    "print('\\rlast', file=sys.stderr)",
+    "for i in range(3000): print(i, flush=True)",
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Runs of three stages that end in all ways, two at a time: their statuses by name, and the lines of progress."""
+    root = tmp_path_factory.mktemp("outcomes")
+    wait = "import pathlib, time\nend = time.monotonic() + 60\nroot = pathlib.Path(run_dir).parent\n"
+    for own, other in (("a", "b"), ("b", "a")):
+        code = f"(root / '{own}.txt').touch()\nwhile not (root / '{other}.txt').exists(): assert time.monotonic() < end"
+        write_notebook(root / f"{own}.ipynb", wait + code)
+    write_notebook(root / "second.ipynb", wait + "assert (root / 'a' / 'status.json').exists()")
+    write_notebook(root / "bad.ipynb", "x = 1", "1 / 0")
+    write_notebook(root / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    write_notebook(root / "flood.ipynb", *FLOOD)
+    write_notebook(root / "later.ipynb")
+    stages = {"a": 0, "b": 0, "second": 1, "bad": 1, "dies": 1, "flood": 1, "later": 2}
+    plan = [PlannedRun(root / f"{name}.ipynb", None, {}, root / "runs" / name, stage) for name, stage in stages.items()]
     lines = []
-    bad, fine = batch.run_suite(plan, report=lambda progress: lines.append(progress.text))
+    results = run_suite(plan, jobs=2, report=lambda progress: lines.append(progress.text))
+    return {result.name: result for result in results}, lines, plan
+
+
+def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(outcomes):
+    """Each of the first stage waits for the other's file; the second stage needs what the first one left."""
+    results, lines, plan = outcomes
+    assert list(results) == ["a", "b", "second", "bad", "dies", "flood", "later"]
+    assert [results[name].state for name in ("a", "b", "second")] == ["done"] * 3
+    assert sorted(line.split(" after")[0] for line in lines[:4]) == ["a done", "a started", "b done", "b started"]
+    assert suite_exit_code(list(results.values())) == 3
+    with pytest.raises(InvalidInputError, match="Expected jobs of at least 1, got 0"):
+        run_suite(plan, jobs=0)
+
+
+def test_a_failing_run_names_its_cell_and_does_not_stop_the_others(outcomes):
+    bad = outcomes[0]["bad"]
     assert (bad.exit_code, bad.cell) == (1, 4)
     assert bad.error == "cell 4: ZeroDivisionError: division by zero"
     assert json.loads((bad.run_dir / "status.json").read_text())["state"] == "failed"
     assert "ZeroDivisionError" in (bad.run_dir / "notebook.ipynb").read_text()
     assert not (bad.run_dir / "notebook.html").exists()
-    assert fine.exit_code == 0
-    assert (tmp_path / "runs" / "two" / "fine" / "fine.txt").exists()
-    assert batch.suite_exit_code([bad, fine]) == batch.PART_FAILED == 3
-    assert [line.split(" after")[0] for line in lines] == [
-        "bad started", "bad failed", "fine started", "fine done",
-    ]  # fmt: skip
 
 
-def test_notebooks_of_a_stage_run_side_by_side_and_stages_one_after_the_other(tmp_path):
-    """Each of the first stage waits for the other's file; the second stage, listed first, needs both."""
-    wait = "import pathlib, time\nend = time.monotonic() + 30\nroot = pathlib.Path(run_dir).parent\n"
-    for own, other in (("a", "b"), ("b", "a")):
-        code = f"(root / '{own}.txt').touch()\nwhile not (root / '{other}.txt').exists(): assert time.monotonic() < end"
-        write_notebook(tmp_path / f"{own}.ipynb", wait + code)
-    write_notebook(tmp_path / "last.ipynb", wait + "assert (root / 'a' / 'status.json').exists()")
-    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
-            for name, stage in (("a", 0), ("b", 0), ("last", 1))]  # fmt: skip
-    results = batch.run_suite(plan, jobs=2)
-    assert [(result.notebook.stem, result.exit_code, result.error) for result in results] == [
-        ("a", 0, ""), ("b", 0, ""), ("last", 0, "")]  # fmt: skip
-    with pytest.raises(InvalidInputError, match="Expected jobs of at least 1, got 0"):
-        batch.run_suite(plan, jobs=0)
+def test_later_stages_wait_for_earlier_ones_unless_told_to_keep_going(outcomes):
+    results, _, plan = outcomes
+    later = results["later"]
+    assert (later.state, later.exit_code) == ("skipped", 3)
+    assert later.error == "not started: bad, dies did not end well"
+    assert not later.run_dir.exists()
+    assert {one.name: one.state for one in read_statuses(later.run_dir.parent)}["later"] == "waiting"
+    again = [run for run in plan if run.name in ("bad", "later")]
+    assert [one.state for one in run_suite(again, keep_going=True)] == ["failed", "done"]
 
 
-def actions(plan: list[suites.PlannedRun], **options) -> dict[str, str]:
-    return {row.run.name: row.action for row in batch.look_ahead(plan, **options)}
+def test_a_dead_kernel_is_told_apart(outcomes):
+    dead = outcomes[0]["dies"]
+    assert (dead.exit_code, dead.state) == (138, "kernel died")
+    assert dead.error == f"cell 3: the kernel died (out of memory, or killed); see {dead.run_dir / 'kernel.log'}"
+    assert (dead.run_dir / "kernel.log").exists()
+    assert json.loads((dead.run_dir / "status.json").read_text())["exit_code"] == 138
+
+
+def test_what_a_cell_prints_is_cut_and_counted(outcomes):
+    """A flood in small pieces, one line without an end, a long result; progress bars do not use up the room."""
+    result = outcomes[0]["flood"]
+    assert (result.state, result.error) == ("done", "")
+    flood, text, bars, pieces = nbformat.read(result.run_dir / "notebook.ipynb", as_version=4).cells[-4:]
+    head, _, notes = flood.outputs[0].text.partition("\n…")
+    assert head == ("x" * 9 + "\n") * 100_000
+    assert "9,000,000 characters were cut" in notes
+    assert len(text.outputs[0].data["text/plain"]) < 1_000_100
+    assert bars.outputs[0].text == "last\n"
+    assert pieces.outputs[0].text.split() == list(map(str, range(3000)))
+    assert all((result.run_dir / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
+
+
+def actions(plan: list[PlannedRun], **options) -> dict[str, str]:
+    return {row.run.name: row.action for row in look_ahead(plan, **options)}
 
 
 def test_a_grid_resumes_with_what_is_not_done(tmp_path):
@@ -149,23 +205,23 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
     write_notebook(notebook, code + "assert seed == 0 or (root / 'ready').exists()", parameters=parameters)
 
     def plan(**options):
-        return suites.plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [0, 1]}, **options)
+        return plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [0, 1]}, **options)
 
     assert actions(plan()) == {"n/seed=0": "run", "n/seed=1": "run"}
-    assert [status.state for status in batch.run_suite(plan())] == ["done", "failed"]
+    assert [status.state for status in run_suite(plan())] == ["done", "failed"]
     assert actions(plan()) == {"n/seed=0": "hit", "n/seed=1": "retry"}
-    assert {row.run.name: row.seconds for row in batch.look_ahead(plan())}["n/seed=1"] > 0
+    assert {row.run.name: row.seconds for row in look_ahead(plan())}["n/seed=1"] > 0
     (tmp_path / "ready").touch()
-    results = batch.run_suite(plan())
+    results = run_suite(plan())
     assert [(status.name, status.state) for status in results] == [("n/seed=0", "hit"), ("n/seed=1", "done")]
-    assert [status.state for status in batch.run_suite(plan())] == ["hit", "hit"]
+    assert [status.state for status in run_suite(plan())] == ["hit", "hit"]
     assert (tmp_path / "log").read_text() == "0\n1\n1\n"
 
     assert actions(plan(), force=True) == {"n/seed=0": "run", "n/seed=1": "run"}
     assert actions(plan(), only="*seed=1") == {"n/seed=1": "hit"}
     assert actions(plan(), only="n") == actions(plan())
     with pytest.raises(InvalidInputError, match=r"got 'x\*'\. Runs: n/seed=0, n/seed=1"):
-        batch.look_ahead(plan(), only="x*")
+        look_ahead(plan(), only="x*")
     own = tmp_path / "smoke.yaml"
     own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     moved = [replace(run, profile=str(own)) for run in plan()]
@@ -180,30 +236,17 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
 
 
 def test_a_run_and_its_execution_travel_to_another_process():
-    run = suites.PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
-    execute, arrived = pickle.loads(pickle.dumps((batch.execute_run, run)))  # noqa: S301 (our own)
-    assert execute is batch.execute_run
+    run = PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
+    execute, arrived = pickle.loads(pickle.dumps((execute_run, run)))  # noqa: S301 (our own)
+    assert execute is execute_run
     assert arrived == run
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb")
-    plan = [suites.PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
+    plan = [PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
     with pytest.raises(InvalidInputError, match="got two runs in one"):
-        batch.run_suite(plan)
-
-
-def test_later_stages_wait_for_earlier_ones_unless_told_to_keep_going(tmp_path):
-    write_notebook(tmp_path / "bad.ipynb", "1 / 0")
-    write_notebook(tmp_path / "later.ipynb")
-    plan = [suites.PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name, stage)
-            for name, stage in (("bad", 0), ("later", 1))]  # fmt: skip
-    bad, later = batch.run_suite(plan)
-    assert (bad.state, later.state, later.exit_code) == ("failed", "skipped", 3)
-    assert later.error == "not started: bad did not end well"
-    assert not later.run_dir.exists()
-    assert {one.name: one.state for one in read_statuses(tmp_path / "runs")} == {"bad": "failed", "later": "waiting"}
-    assert [one.state for one in batch.run_suite(plan, keep_going=True)] == ["failed", "done"]
+        run_suite(plan)
 
 
 def test_a_run_that_hangs_is_ended_in_time(tmp_path):
@@ -212,63 +255,32 @@ def test_a_run_that_hangs_is_ended_in_time(tmp_path):
         "open('pid', 'w').write(str(os.getpid()))"
     )
     notebook = write_notebook(tmp_path / "hangs.ipynb", hang, "while True: time.sleep(1)")
-    result = batch.run_notebook(notebook, run_dir=tmp_path / "run", timeout=4)
+    result = run_notebook(notebook, run_dir=tmp_path / "run", timeout=6)
     assert (result.state, result.exit_code, result.cell) == ("timed out", 1, 4)
-    assert result.error == "cell 4: not finished within 4 s"
+    assert result.error == "cell 4: not finished within 6 s"
     assert result.seconds < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "run" / "pid").read_text()), 0)
     for timeout in (0, -1, float("nan")):
         with pytest.raises(InvalidInputError, match="Expected a timeout above 0 seconds"):
-            batch.run_suite([], timeout=timeout)
-
-
-def test_what_a_cell_prints_is_cut_and_counted(tmp_path):
-    """A flood in small pieces, one line without an end, a long result; progress bars do not use up the room."""
-    notebook = write_notebook(
-        tmp_path / "n.ipynb",
-        "for _ in range(300_000): print('x' * 9)\nimport sys; _ = sys.stdout.write('y' * 7_000_000)",
-        "'z' * 3_000_000",
-        "for i in range(3000): print('\\r' + 'b' * 1000, end='', flush=True, file=sys.stderr)\n"
-        "print('\\rlast', file=sys.stderr)",
-        "for i in range(3000): print(i, flush=True)",
-    )
-    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
-    assert (result.state, result.error) == ("done", "")
-    flood, text, bars, pieces = nbformat.read(tmp_path / "run" / "notebook.ipynb", as_version=4).cells[-4:]
-    head, _, notes = flood.outputs[0].text.partition("\n…")
-    assert head == ("x" * 9 + "\n") * 100_000
-    assert "9,000,000 characters were cut" in notes
-    assert len(text.outputs[0].data["text/plain"]) < 1_000_100
-    assert bars.outputs[0].text == "last\n"
-    assert pieces.outputs[0].text.split() == list(map(str, range(3000)))
-    assert all((tmp_path / "run" / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
-
-
-def test_a_dead_kernel_is_told_apart(tmp_path):
-    notebook = write_notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    result = batch.run_notebook(notebook, run_dir=tmp_path / "run")
-    assert (result.exit_code, result.state) == (138, "kernel died")
-    assert result.error == f"cell 3: the kernel died (out of memory, or killed); see {tmp_path / 'run' / 'kernel.log'}"
-    assert (tmp_path / "run" / "kernel.log").exists()
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 138
+            run_suite([], timeout=timeout)
 
 
 def test_all_runs_are_checked_before_the_first_starts(tmp_path):
     fine = write_notebook(tmp_path / "fine.ipynb", "open('ran.txt', 'w').close()")
     plan = [
-        suites.PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
-        suites.PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
+        PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
+        PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
     ]
     with pytest.raises(UnknownNameError, match="Unknown parameter 'rte': did you mean 'rate'"):
-        batch.run_suite(plan)
+        run_suite(plan)
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_profile_is_refused_before_a_kernel_starts(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
     with pytest.raises(UnknownNameError, match="Unknown profile 'dmeo': did you mean 'demo'"):
-        batch.run_notebook(notebook, profile="dmeo", run_dir=tmp_path / "run")
+        run_notebook(notebook, profile="dmeo", run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -277,21 +289,21 @@ def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypa
     shipped = profiles_dir() / "smoke.yaml"
     Path("own.yaml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
-    (plan,) = suites.plan_notebook(notebook, runs="runs", profile="own.yaml")
+    (plan,) = plan_notebook(notebook, runs="runs", profile="own.yaml")
     assert plan.run_dir == Path("runs/own/n")
-    [prepared] = prepare([plan])
-    assert prepared.values == {"profile": str(tmp_path / "own.yaml")}
+    [waiting] = waiting_statuses([plan])
+    assert waiting.params == {"profile": str(tmp_path / "own.yaml")}
 
 
 def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb")
     with pytest.raises(UnknownNameError, match="Unknown parameter 'profile'"):
-        batch.run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
+        run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
-        batch.run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
+        run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")
 
 
 def result(state: str) -> RunStatus:
@@ -314,4 +326,4 @@ def result(state: str) -> RunStatus:
     ],
 )
 def test_exit_codes(states, expected):
-    assert batch.suite_exit_code([result(state) for state in states]) == expected
+    assert suite_exit_code([result(state) for state in states]) == expected

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nml_kit.batch import suites
+from nml_kit.batch import PlannedRun, plan_notebook, plan_suite, suites
 from nml_kit.errors import DataFileError, InvalidInputError
 from tests.batch.test_batch import write_notebook
 
@@ -26,24 +26,24 @@ def test_a_suite_becomes_a_plan(tmp_path):
         "- {notebook: ../a.ipynb, params: {rate: 0.1}, stage: 2}\n- {notebook: ../b.ipynb, stage: 2}\n"
         "- notebook: ../c.ipynb\n",
     )
-    plan = suites.plan_suite(path, runs="runs")
+    plan = plan_suite(path, runs="runs")
     assert [(run.notebook.stem, run.stage) for run in plan] == [("a", 0), ("c", 0), ("a", 2), ("b", 2)]
     plan = [plan[0], *plan[2:]]
     assert [str(run.run_dir) for run in plan] == ["runs/study/a", "runs/study/a-2", "runs/study/b"]
     assert [run.params for run in plan] == [{}, {"rate": 0.1}, {}]
     assert plan[0].notebook == (tmp_path / "notebooks" / "a.ipynb").resolve()
     assert {run.profile for run in plan} == {"demo"}
-    other = suites.plan_suite(path, runs="runs", profile="smoke")
+    other = plan_suite(path, runs="runs", profile="smoke")
     assert str(other[0].run_dir) == "runs/study-smoke/a"
 
 
 def test_a_notebook_may_have_a_profile_of_its_own_unless_one_is_asked_for(tmp_path):
     entries = "- notebook: ../a.ipynb\n- {notebook: ../b.ipynb, profile: mine.yaml}\n"
     path = suite_file(tmp_path, f"name: s\nprofile: small\nnotebooks:\n{entries}")
-    a, b = suites.plan_suite(path, runs="runs")
+    a, b = plan_suite(path, runs="runs")
     assert (a.profile, b.profile) == ("small", str((path.parent / "mine.yaml").resolve()))
     assert a.run_dir.parent == b.run_dir.parent == Path("runs/s")
-    assert {run.profile for run in suites.plan_suite(path, runs="runs", profile="smoke")} == {"smoke"}
+    assert {run.profile for run in plan_suite(path, runs="runs", profile="smoke")} == {"smoke"}
 
 
 @pytest.mark.parametrize(
@@ -66,25 +66,25 @@ def test_a_notebook_may_have_a_profile_of_its_own_unless_one_is_asked_for(tmp_pa
 )
 def test_bad_suites_are_refused(tmp_path, text, message):
     with pytest.raises(InvalidInputError, match=message):
-        suites.plan_suite(suite_file(tmp_path, text), runs="runs")
+        plan_suite(suite_file(tmp_path, text), runs="runs")
 
 
 def test_a_link_cannot_lead_out_of_the_notebooks(tmp_path):
     path = suite_file(tmp_path, "name: s\nprofile: demo\nnotebooks: [{notebook: ../link.ipynb}]\n")
     (tmp_path / "notebooks" / "link.ipynb").symlink_to(tmp_path / "elsewhere.ipynb")
     with pytest.raises(InvalidInputError, match="which leaves it"):
-        suites.plan_suite(path, runs="runs")
+        plan_suite(path, runs="runs")
 
 
 def test_a_missing_suite_is_named(tmp_path):
     with pytest.raises(DataFileError, match=r"Expected a YAML file at .*none\.yaml"):
-        suites.load_suite(tmp_path / "none.yaml")
+        plan_suite(tmp_path / "none.yaml", runs="runs")
 
 
 def test_one_notebook_goes_to_the_directory_of_its_profile(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
-    (own,) = suites.plan_notebook(notebook, runs="runs")
-    (given_one,) = suites.plan_notebook(notebook, runs="runs", profile="smoke")
+    (own,) = plan_notebook(notebook, runs="runs")
+    (given_one,) = plan_notebook(notebook, runs="runs", profile="smoke")
     assert (str(own.run_dir), str(given_one.run_dir)) == ("runs/demo/n", "runs/smoke/n")
 
 
@@ -94,7 +94,7 @@ def test_a_grid_is_a_product_in_the_order_of_the_file(tmp_path):
         "name: study\nprofile: demo\nnotebooks:\n- notebook: ../a.ipynb\n  params: {task: icons}\n"
         "  grid: {rate: [0.1, 0.3], seed: [0, 1]}\n  stage: 1\n  resources: {CPU: 2, memory: 2GB}\n",
     )
-    plan = suites.plan_suite(path, runs="runs")
+    plan = plan_suite(path, runs="runs")
     names = ["a/rate=0.1,seed=0", "a/rate=0.1,seed=1", "a/rate=0.3,seed=0", "a/rate=0.3,seed=1"]
     assert [run.name for run in plan] == names
     assert [str(run.run_dir) for run in plan] == [f"runs/study/{name}" for name in names]
@@ -116,7 +116,7 @@ def test_a_grid_is_a_product_in_the_order_of_the_file(tmp_path):
 def test_bad_grids_are_refused(tmp_path, grid, message):
     notebook = write_notebook(tmp_path / "n.ipynb")
     with pytest.raises(InvalidInputError, match=message):
-        suites.plan_notebook(notebook, runs="runs", params={"task": "emoji"}, grid=grid)
+        plan_notebook(notebook, runs="runs", params={"task": "emoji"}, grid=grid)
 
 
 words = st.text(min_size=1, max_size=300) | st.sampled_from(["..", "../..", "a/b", "a,b=c", "A", "a", ".", "/etc"])
@@ -124,7 +124,7 @@ words = st.text(min_size=1, max_size=300) | st.sampled_from(["..", "../..", "a/b
 
 @given(grid=st.dictionaries(words, st.lists(words, min_size=1, max_size=4, unique=True), min_size=1, max_size=2))
 def test_points_have_directories_of_their_own_inside_the_runs(grid):
-    base = suites.PlannedRun(Path("n.ipynb"), None, {}, Path("runs/demo/n"))
+    base = PlannedRun(Path("n.ipynb"), None, {}, Path("runs/demo/n"))
     points = suites._grid_points(base, {f"k{key}": values for key, values in grid.items()})
     names = [point.run_dir.name for point in points]
     assert len({name.casefold() for name in names}) == len(points)
@@ -136,5 +136,5 @@ def test_notebooks_of_one_name_get_directories_of_their_own(tmp_path):
     files = ["../a.ipynb", "../x/A.ipynb", "../a.ipynb", "../a-2.ipynb"]
     entries = [{"notebook": file} for file in files]
     path = suite_file(tmp_path, yaml.safe_dump({"name": "s", "profile": "demo", "notebooks": entries}))
-    names = [run.name for run in suites.plan_suite(path, runs="runs")]
+    names = [run.name for run in plan_suite(path, runs="runs")]
     assert names == ["a", "A-2", "a-3", "a-2-2"]

@@ -14,7 +14,7 @@ from nml_kit import __version__
 from nml_kit.cli import app, doctor
 from nml_kit.store import Store, write_tensors
 from tests.batch.test_batch import write_notebook
-from tests.batch.test_summary import summary_frame
+from tests.batch.test_results import summary_frame
 
 
 def nml(*words: object):
@@ -41,10 +41,11 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
     write_notebook(tmp_path / "fine.ipynb", "print(profile)", parameters=parameters)
     suite = "name: two\nprofile: smoke\nnotebooks:\n- notebook: bad.ipynb\n- notebook: fine.ipynb\n"
     (tmp_path / "two.yaml").write_text(suite)
+    monkeypatch.setattr(sys, "argv", ["nml", "run", "two.yaml", "--force"])
     result = nml("run", "two.yaml")
     assert result.exit_code == 3
     assert "bad.ipynb, cell 3: RuntimeError: no luck" in result.stderr
-    assert "nml run two.yaml --runs runs" in result.stderr
+    assert result.stderr.endswith("To continue (what is done is kept): nml run two.yaml\n")
     assert result.stdout.endswith("To see all runs on one page: nml report runs\n")
     assert "Traceback" not in result.output
     page = tmp_path / "runs" / "two" / "fine" / "notebook.html"

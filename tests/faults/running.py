@@ -81,7 +81,8 @@ class Place:
         names = {"unfinished.ipynb", "kernel.log"}
         paths = [path for path in (*self.runs.rglob("*"), *self.home.rglob("*")) if not path.is_dir()]
         left = [path for path in paths if path.name.startswith(".tmp") or path.name in names]
-        left += [*(self.root / "tmp").iterdir(), *(self.home / "work").glob("*")]
+        left += [path for path in (self.root / "tmp").iterdir() if path.name != "dask-scratch-space"]  # Dask keeps it
+        left += [*(self.root / "tmp").glob("dask-scratch-space/*/"), *(self.home / "work").glob("*")]
         return [str(path.relative_to(self.root)) for path in left]
 
     def results(self) -> dict[str, bytes]:

@@ -11,7 +11,15 @@ import nbformat
 import numpy as np
 import pytest
 
-from nml_kit.batch import RunStatus, batch, read_statuses, suites, write_status
+from nml_kit.batch import (
+    RunStatus,
+    look_ahead,
+    plan_notebook,
+    read_statuses,
+    run_suite,
+    suite_exit_code,
+    write_status,
+)
 from nml_kit.errors import StoreError
 from nml_kit.store import Store, write_tensors
 from tests.batch.test_batch import write_notebook
@@ -58,7 +66,7 @@ def small_disk(home):
 
 
 def run(notebook: Path, runs: Path, **grid) -> list[RunStatus]:
-    return batch.run_suite(suites.plan_notebook(notebook, runs=runs, grid=grid), jobs=2)
+    return run_suite(plan_notebook(notebook, runs=runs, grid=grid), jobs=2)
 
 
 def states(runs: Path) -> dict[str, str]:
@@ -137,10 +145,10 @@ def test_a_kernel_that_was_killed_is_told_and_the_run_done_again(tmp_path):
     die = "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)"
     notebook = write_notebook(tmp_path / "n.ipynb", code + die, parameters=PARAMETERS)
     [dead] = results = run(notebook, tmp_path / "runs")
-    assert (dead.state, batch.suite_exit_code(results)) == ("kernel died", 138)
+    assert (dead.state, suite_exit_code(results)) == ("kernel died", 138)
     assert dead.error.startswith("cell 3: the kernel died (out of memory, or killed)")
     assert states(tmp_path / "runs") == {"smoke/n": "kernel died"}
-    assert [row.action for row in batch.look_ahead(suites.plan_notebook(notebook, runs=tmp_path / "runs"))] == ["retry"]
+    assert [row.action for row in look_ahead(plan_notebook(notebook, runs=tmp_path / "runs"))] == ["retry"]
     assert [status.state for status in run(notebook, tmp_path / "runs")] == ["done"]
     assert not (tmp_path / "runs" / "smoke" / "n" / "kernel.log").exists()
 
@@ -184,16 +192,16 @@ def test_a_hundred_megabytes_of_text_do_not_fill_the_runner(tmp_path):
 def test_a_clock_that_went_backwards_changes_nothing(tmp_path, day):
     """What was done tomorrow, or ended before it began, is done; the order is the plan's, durations stay positive."""
     notebook = write_notebook(tmp_path / "n.ipynb", parameters=PARAMETERS)
-    plan = suites.plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [2, 0, 1]})
-    for row in batch.look_ahead(plan):
+    plan = plan_notebook(notebook, runs=tmp_path / "runs", grid={"seed": [2, 0, 1]})
+    for row in look_ahead(plan):
         row.run.run_dir.mkdir(parents=True)
         (row.run.run_dir / "rows.txt").write_text("abc")
         times = {"started": "2999-12-31T23:59:59+00:00", "finished": f"{day}T00:00:00+00:00", "seconds": 1.0}
         write_status(row.status.model_copy(update={"state": "done", "files": {"rows.txt": 3}, **times}))
         for path in (row.run.run_dir, *row.run.run_dir.iterdir()):
             os.utime(path, (2**32, 2**32) if day > "2000" else (0, 0))
-    assert [row.action for row in batch.look_ahead(plan)] == ["hit"] * 3
-    results = batch.run_suite(plan)
+    assert [row.action for row in look_ahead(plan)] == ["hit"] * 3
+    results = run_suite(plan)
     assert [result.state for result in results] == ["hit"] * 3
     statuses = read_statuses(tmp_path / "runs" / "smoke")
     assert [one.name for one in statuses] == ["n/seed=2", "n/seed=0", "n/seed=1"]

@@ -11,13 +11,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nml_kit.batch import RunStatus, current_status, is_done, read_statuses, suites, summary_of_runs, write_plan
+from nml_kit.batch import RunStatus, current_status, is_done, plan_suite, read_statuses, summary_of_runs, write_plan
 from nml_kit.data import REQUIRED_COLUMNS, load_noise, load_task, noise_fingerprint, save_noise
 from nml_kit.errors import NMLError
 from nml_kit.noise import inject_caption_noise, inject_label_noise
 from nml_kit.store import Store, fingerprint, parse_yaml
 from nml_kit.study import load_profile, profiles_dir
-from tests.batch.test_summary import summary_frame
+from tests.batch.test_results import summary_frame
 
 fuzz = settings(
     deadline=10_000, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -136,7 +136,7 @@ def test_suites(outside, content):
     path = outside / "s.yaml"
     if not written(path, content):
         return
-    for run in tried(lambda: suites.plan_suite(path, runs=outside / "runs")) or ():
+    for run in tried(lambda: plan_suite(path, runs=outside / "runs")) or ():
         assert run.notebook.is_relative_to(outside)
         assert run.run_dir.resolve().is_relative_to(outside / "runs")
 

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from nml_kit.batch import batch, suites
+from nml_kit.batch import plan_notebook, run_suite
 from nml_kit.errors import InvalidInputError
 from tests.one_notebook import NOTEBOOKS, run_notebook
 
@@ -21,6 +21,6 @@ def test_a_batch_shows_figures_that_need_no_kernel(tmp_path, smoke_home):
 
 
 def test_widgets_in_a_batch_are_refused(tmp_path):
-    plan = suites.plan_notebook(NOTEBOOKS / "explorer.ipynb", runs=tmp_path, params={"interactive": True})
+    plan = plan_notebook(NOTEBOOKS / "explorer.ipynb", runs=tmp_path, params={"interactive": True})
     with pytest.raises(InvalidInputError, match="widgets need a kernel that stays"):
-        batch.run_suite(plan)
+        run_suite(plan)

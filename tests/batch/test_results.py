@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from nml_kit.batch import summary_of_runs
-from nml_kit.batch.summary import means_of_rows
 from nml_kit.errors import DataFileError, InvalidInputError
 
 
@@ -12,24 +11,6 @@ def summary_frame(accuracy: float, objective: str = "supervised") -> pd.DataFram
     numbers = {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, "sve": 4.9, "lsvr": 2.5}
     columns = {f"{protocol} {name}": [value] for protocol in ("ID", "OOD") for name, value in numbers.items()}
     return pd.DataFrame({"objective": [objective], "ratio": [float("nan")], "method": ["LP"], **columns})
-
-
-def result_rows() -> pd.DataFrame:
-    """Task a has two folds of 10 and 30 samples, task b one of 99; the random backbone has one row."""
-    rows = [
-        (0.0, "a", "accuracy", 0.2, 10), (0.0, "a", "accuracy", 0.6, 30), (0.0, "b", "accuracy", 0.5, 99),
-        (0.0, "a", "sve", 4.0, 10), (0.0, "a", "sve", 5.0, 30), (0.0, "a", "macro_f1", 0.1, 10),
-        (float("nan"), "a", "accuracy", 0.1, 10),
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["ratio", "task", "metric", "value", "n"]).assign(method="LP", protocol="ID")
-
-
-def test_rows_are_averaged_by_sample_within_a_task_and_then_over_tasks():
-    table = means_of_rows(result_rows())
-    assert table["noise"].tolist() == ["0 %", "random init"]
-    assert table["ID accuracy"].tolist() == ["0.500", "0.100"]  # ((0.2·10 + 0.6·30) / 40 + 0.5) / 2
-    assert table["ID SVE"].tolist() == ["4.500", "nan"]
-    assert list(table) == ["noise", "method", "ID accuracy", "ID SVE"]
 
 
 def test_summaries_are_gathered_as_text_without_repeats(tmp_path):

@@ -1,34 +1,21 @@
-"""How far runs are: their states, times and errors as a table, and the accuracies found so far."""
+"""What runs have come to so far, as tables: their states, the accuracies in their results, the summaries they wrote."""
 
 from collections import Counter
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
-from nml_kit.batch.status import RunStatus, read_statuses
+from nml_kit.batch.status import RunStatus
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.inference import ratio_label
 from nml_kit.store import read_table
 from nml_kit.study import RESULT_COLUMNS
 
+_PARTS = ("accuracy", "low", "high", "sve", "lsvr")
+_NUMBERS = ["ratio", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
 PROGRESS_COLUMNS = ("run", "state", "seconds", "error", "result")
-_FOUND = ["profile", "objective", "protocol", "method", "task", "test_domain", "ratio", "seed", "value"]
-_ERROR_LENGTH = 200
-
-
-def run_statuses(runs: str | Path) -> list[RunStatus]:
-    """The runs under a directory in the plan's order (see `read_statuses`), none if none is planned yet.
-
-    Raises InvalidInputError if there is no such directory.
-    """
-    if not Path(runs).is_dir():
-        raise InvalidInputError(f"Expected a directory of runs, but there is none at {runs}; check the path.")
-    try:
-        return read_statuses(runs)
-    except InvalidInputError:
-        return []
+_ACCURACY_COLUMNS = ["profile", "objective", "protocol", "method", "task", "test_domain", "ratio", "seed", "value"]
 
 
 def progress_table(statuses: list[RunStatus], *, now: datetime) -> pd.DataFrame:
@@ -37,8 +24,8 @@ def progress_table(statuses: list[RunStatus], *, now: datetime) -> pd.DataFrame:
     The result is the mean ID accuracy of each method, over tasks, ratios and seeds, if the run is done and has any.
     """
     rows = [
-        (one.name, one.state, _seconds(one, now), " ".join(one.error.split())[:_ERROR_LENGTH], _key_result(one))
-        for one in statuses
+        (status.name, status.state, status.seconds_at(now), status.short_error, key_result(status))
+        for status in statuses
     ]
     return pd.DataFrame(rows, columns=list(PROGRESS_COLUMNS)).astype({"seconds": "float64"})
 
@@ -70,10 +57,10 @@ def found_accuracies(statuses: list[RunStatus]) -> pd.DataFrame:
     Columns: profile, objective, protocol, method, task, test_domain, ratio (NaN: random network), seed, value
     (fraction). Files in other columns, or that cannot be read, are passed over.
     """
-    tables = [rows for one in statuses if (rows := _accuracies_of(one)) is not None and len(rows)]
+    tables = [table for status in statuses if len(table := _accuracies_of(status))]
     if not tables:
-        return pd.DataFrame(columns=_FOUND)
-    return pd.concat(tables, ignore_index=True).drop_duplicates(_FOUND, ignore_index=True)
+        return pd.DataFrame(columns=_ACCURACY_COLUMNS)
+    return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
 
 
 def accuracy_lines(found: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -105,38 +92,54 @@ def accuracy_in_words(lines: pd.DataFrame, method: str) -> str:
     return f"Accuracy of {method} from {span} noise: {', '.join(changes)}"
 
 
-def _seconds(status: RunStatus, now: datetime) -> float | None:
-    if status.state != "running":
-        return status.seconds
-    try:
-        started = datetime.fromisoformat(status.started)
-    except ValueError:
-        return None
-    return max(0.0, (now - (started if started.tzinfo else started.replace(tzinfo=UTC))).total_seconds())
-
-
-def _key_result(status: RunStatus) -> str:
+def key_result(status: RunStatus) -> str:
+    """The mean ID accuracy of each method, over tasks, ratios and seeds, if the run is done and has any."""
     rows = _accuracies_of(status)
-    if rows is None:
-        return ""
     means = rows[(rows["protocol"] == "ID") & rows["ratio"].notna()].groupby("method")["value"].mean()
     return "ID accuracy " + ", ".join(f"{method} {mean:.3f}" for method, mean in means.items()) if len(means) else ""
 
 
-def _accuracies_of(status: RunStatus) -> pd.DataFrame | None:
-    path = status.run_dir / "rows.parquet"
+def _accuracies_of(status: RunStatus) -> pd.DataFrame:
+    none = pd.DataFrame(columns=_ACCURACY_COLUMNS)
+    if status.state not in ("done", "hit"):
+        return none
     try:
-        return _read_accuracies(path, path.stat().st_mtime_ns) if status.state in ("done", "hit") else None
-    except (OSError, DataFileError):  # another run may just be replacing it
-        return None
-
-
-@lru_cache(maxsize=512)
-def _read_accuracies(path: Path, _: int) -> pd.DataFrame | None:
-    """The rows of one file, read again only when it has changed."""
-    table = read_table(path, [])
-    if not set(RESULT_COLUMNS) <= set(table.column_names):
-        return None
-    rows = table.to_pandas()
+        rows = read_table(status.run_dir / "rows.parquet", list(RESULT_COLUMNS)).to_pandas()
+        rows = rows.astype({"ratio": float, "value": float, "fraction": float, "label_noise": float})
+    except (DataFileError, ValueError, TypeError):  # foreign, or just being replaced
+        return none
     whole = (rows["fraction"] == 1) & (rows["label_noise"] == 0) & (rows["metric"] == "accuracy")
-    return rows.loc[whole, _FOUND]
+    return rows.loc[whole, _ACCURACY_COLUMNS]
+
+
+def summary_of_runs(runs: str | Path) -> pd.DataFrame:
+    """Gather the summaries that notebooks wrote under `runs` (summary.parquet) as one table of readable texts.
+
+    Columns: pre-training if there are several objectives, noise, method, then accuracy with its 95 % interval, SVE and
+    LSVR, in and out of distribution.
+    Raises InvalidInputError if there is none, DataFileError if one cannot be read.
+    """
+    paths = sorted(Path(runs).rglob("summary.parquet"))
+    if not paths:
+        raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
+    table = pd.concat([_read_summary(path) for path in paths]).drop_duplicates()
+    shown = {"pre-training": table["objective"].tolist()} if table["objective"].nunique() > 1 else {}
+    shown |= {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
+    for protocol in ("ID", "OOD"):
+        columns = zip(*(table[f"{protocol} {part}"] for part in ("accuracy", "low", "high")), strict=True)
+        shown[f"{protocol} accuracy"] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in columns]
+        for metric in ("sve", "lsvr"):
+            shown[f"{protocol} {metric.upper()}"] = table[f"{protocol} {metric}"].map("{:.3f}".format).tolist()
+    return pd.DataFrame(shown)
+
+
+def _read_summary(path: Path) -> pd.DataFrame:
+    """One summary: a ratio in [0, 1], or none for the random baseline, an objective, a method, and numbers."""
+    table = read_table(path, [*_NUMBERS, "objective", "method"])
+    try:
+        frame = pd.DataFrame({name: table[name].to_pylist() for name in _NUMBERS}, dtype=float)
+        if not frame["ratio"].dropna().between(0, 1).all():
+            raise ValueError("a ratio that is no fraction")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataFileError(f"Expected numbers in the summary {path}, got: {error}; run again.") from error
+    return frame.assign(**{name: list(map(str, table[name].to_pylist())) for name in ("objective", "method")})
