@@ -2,40 +2,39 @@
 
 import functools
 import hashlib
-import html
 import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bleach
 import nbformat
+import nh3
+import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
 from nml_kit.errors import DataFileError
-from nml_kit.pages.figure_width import narrowest_width
+from nml_kit.pages.figures import ImageFormat, figure_html, plain_figure, save_figure
 from nml_kit.pages.parameters import run_parameters
 from nml_kit.pages.tables import mark_text_columns
-from nml_kit.plots import without_room
 from nml_kit.store import replacing
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 _PROGRESS_LINE = re.compile(r"\d+%\|| \[\d+:\d\d[<,]")  # tqdm with and without a known total
 _CURSOR_MOVE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of nested progress bars, and colours
-_STYLE_BLOCK = re.compile(r"<style\b.*?</style>", re.DOTALL | re.IGNORECASE)
 _TAG_NAMES = """
 a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
 li ol p pre s section small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
-_ATTRIBUTES = {"img": ("alt", "width", "height"), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
-_PROTOCOLS = ("http", "https", "mailto", "data")  # data: images inside the page
-_BUTTONS = ["sendChartToCloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
+_ATTRIBUTES = {
+    "*": {"class", "id", "title"}, "a": {"href"}, "img": {"src", "alt", "width", "height"},
+    "td": {"colspan", "rowspan"}, "th": {"colspan", "rowspan"},
+}  # fmt: skip
+_LINKS = ("#", "http://", "https://", "mailto:")  # no other file travels with the page
 _CODE_STYLES = ("default", "github-dark")
 _TOKEN = re.compile(r"nml-figure-[0-9a-f]{32}")
 _TEMPLATE = """
@@ -46,13 +45,7 @@ _TEMPLATE = """
 {%- block output_prompt -%}{%- endblock output_prompt -%}
 {%- block data_javascript -%}{%- endblock data_javascript -%}
 """
-_FIGURE = Markup(
-    "<figure><figcaption>{0}</figcaption>"
-    '<div class="nml-figure" role="img" aria-label="{0}" style="height:{1}px;min-width:{3}px"></div>'
-    '<script type="application/json">{2}</script></figure>'
-)
 _LONGEST = 60  # characters of a parameter
-_HIGHEST = 5000  # pixels of a figure: more is a mistake of its maker
 
 
 class Page(NamedTuple):
@@ -67,14 +60,27 @@ def export_html(notebook_path: str | Path, html_path: str | Path) -> Path:
 
     plotly.js (from the installed plotly) is inside exactly once; nothing is loaded from elsewhere, and the page's
     content policy forbids it. Figures fill the width. Code is folded away, progress bars are dropped. HTML in
-    markdown and outputs is reduced to harmless tags, so a script in a caption or class name shows as text. Formulas
-    are not typeset: write them in Unicode. Raises DataFileError if the file is not a notebook.
+    markdown and outputs is reduced to harmless tags. Formulas are not typeset: write them in Unicode. Raises
+    DataFileError if the file is not a notebook.
     """
     notebook_path, html_path = Path(notebook_path), Path(html_path)
     page = notebook_page(read_notebook(notebook_path), notebook_path.stem)
     with replacing(html_path) as temporary:
         write_text(temporary, page.html)
     return html_path
+
+
+def save_figures(notebook_path: str | Path, image_format: ImageFormat) -> list[Path]:
+    """Write every figure of an executed notebook beside it, as NAME-1.png and so on, and return the paths.
+
+    Raises DataFileError if the file is not a notebook, and as `save_figure`.
+    """
+    notebook_path = Path(notebook_path)
+    figures = notebook_page(read_notebook(notebook_path), notebook_path.stem).figures
+    return [
+        save_figure(go.Figure(figure), notebook_path.with_name(f"{notebook_path.stem}-{number}.{image_format}"))
+        for number, figure in enumerate(figures, start=1)
+    ]
 
 
 def notebook_page(
@@ -92,15 +98,18 @@ def notebook_page(
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := _readable(output, figures))]
     body, _ = _exporter().from_notebook_node(notebook)
-    allowed = {"tags": set(_TAG_NAMES.split()), "attributes": _attribute_allowed, "protocols": _PROTOCOLS}
-    body = bleach.Cleaner(**allowed, filters=[mark_text_columns]).clean(body)
-    drawn = {token: _figure_html(figure) for token, figure in figures.items()}
-    body = _TOKEN.sub(lambda found: drawn.get(found[0], found[0]), body)
-    heading_end = _end_of_heading(body)
+    body = nh3.clean(
+        body, tags=set(_TAG_NAMES.split()), attributes=_ATTRIBUTES, attribute_filter=_harmless, link_rel=None,
+        url_schemes={"http", "https", "mailto", "data"},
+    )  # fmt: skip
+    drawn = {token: figure_html(figure) for token, figure in figures.items()}
+    body = _TOKEN.sub(lambda token: drawn.get(token[0], token[0]), body)
+    before, heading_end, after = body.partition("</h1>")
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in _CODE_STYLES)
     text = render(
         "page.html.j2", title=title, params=params, run=run,
-        heading=Markup(body[:heading_end]), body=Markup(body[heading_end:]),  # noqa: S704 (cleaned above)
+        heading=Markup(before + heading_end) if heading_end else "",  # noqa: S704 (cleaned above)
+        body=Markup(after if heading_end else before),  # noqa: S704 (cleaned above)
         code_style=Markup(light), dark_code_style=Markup(dark),  # noqa: S704 (of pygments)
         plotly_js=Markup(get_plotlyjs()) if figures and plotly_src is None else "",  # noqa: S704 (of plotly)
         plotly_src=plotly_src if figures else None,
@@ -151,49 +160,20 @@ def _readable(output: NotebookNode, figures: dict[str, dict[str, Any]]) -> Noteb
         return output
     if PLOTLY_MIME in output.data:
         token = f"nml-figure-{uuid.uuid4().hex}"
-        content = output.data[PLOTLY_MIME] if isinstance(output.data[PLOTLY_MIME], dict) else {}
-        data, layout = content.get("data"), content.get("layout")
-        figures[token] = {
-            "data": data if isinstance(data, list) else [],
-            "layout": without_room(layout) if isinstance(layout, dict) else {},
-        }
+        figures[token] = plain_figure(output.data[PLOTLY_MIME])
         output.data = NotebookNode({"text/html": f"<div>{token}</div>"})
     elif any(mime.startswith("application/vnd.jupyter.widget") for mime in output.data):
         return None  # a widget without its kernel; `text/plain` is only its repr
-    elif "text/html" in output.data:
-        output.data["text/html"] = _STYLE_BLOCK.sub("", output.data["text/html"])
+    elif "<table" in output.data.get("text/html", ""):
+        output.data["text/html"] = mark_text_columns(output.data["text/html"])
     return output
 
 
-def figure_json(figure: dict[str, Any], **config: Any) -> Markup:
-    """Data, layout and config as JSON that is safe inside a script element (`<` and `>` are escaped)."""
-    return Markup(to_json_plotly({**figure, "config": config}, engine="json"))  # noqa: S704
-
-
-def figure_title(figure: dict[str, Any]) -> str:
-    """The figure's title as plain text, without plotly's tags; "figure" if it has none."""
-    title = figure["layout"].get("title")
-    text = title.get("text") if isinstance(title, dict) else title
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", str(text or ""))).split()) or "figure"
-
-
-def _figure_html(figure: dict[str, Any]) -> Markup:
-    height = figure["layout"].get("height")
-    usable = isinstance(height, int | float) and 0 < height < _HIGHEST
-    content = figure_json(
-        figure, responsive=True, displaylogo=False, plotlyServerURL="", modeBarButtonsToRemove=_BUTTONS
-    )
-    width = narrowest_width(figure["data"], figure["layout"])
-    return _FIGURE.format(figure_title(figure), height if usable else 450, content, width)
-
-
-def _attribute_allowed(tag: str, name: str, value: str) -> bool:
-    """Images must be inside the page; links lead to its own places or to the web, as no other file travels with it."""
-    if (tag, name) == ("img", "src"):
-        return value.startswith("data:image/")
-    if (tag, name) == ("a", "href"):
-        return value.startswith(("#", "http://", "https://", "mailto:"))
-    return name in ("class", "id", "title") or name in _ATTRIBUTES.get(tag, ())
+def _harmless(tag: str, name: str, value: str) -> str | None:
+    """Images must be inside the page; links lead to its own places or to the web."""
+    if name == "src":
+        return value if value.startswith("data:image/") else None
+    return None if name == "href" and not value.startswith(_LINKS) else value
 
 
 def shown_parameters(params: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -208,11 +188,6 @@ def _params(notebook: NotebookNode) -> list[tuple[str, str]]:
         return shown_parameters(run_parameters(notebook))
     except ValueError:  # a parameters cell of another kind, or a number too long to print: the code is on the page
         return []
-
-
-def _end_of_heading(body: str) -> int:
-    """Where the first h1 ends in a cleaned body, in which no text or attribute holds tags; 0 without one."""
-    return body.find("</h1>") + len("</h1>") if "</h1>" in body else 0
 
 
 def _title(notebook: NotebookNode, name: str) -> str:

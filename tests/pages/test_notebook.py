@@ -202,7 +202,7 @@ def test_a_heading_over_several_columns_and_a_table_in_a_cell_keep_their_places(
     notebook = write_notebook(tmp_path / "n.ipynb", new_output("display_data", {"text/html": text}))
     page = BeautifulSoup(export_html(notebook, tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
     marked = [cell.get_text() for cell in page.select("table .nml-text")]
-    assert marked == ["", "", "b", "x", "inner", "3"]
+    assert marked == ["", "", "b", "x", "inner", "inner", "3"]
 
 
 def parameters_cell(source: str, tag: str = "parameters") -> nbformat.NotebookNode:
