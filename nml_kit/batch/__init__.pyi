@@ -22,6 +22,5 @@ from .status import run_lock as run_lock
 from .status import run_statuses as run_statuses
 from .status import write_plan as write_plan
 from .status import write_status as write_status
-from .suites import PlannedRun as PlannedRun
 from .suites import plan_notebook as plan_notebook
 from .suites import plan_suite as plan_suite

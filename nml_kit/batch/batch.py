@@ -3,15 +3,13 @@
 import fnmatch
 import heapq
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from nml_kit.batch.run import waiting_statuses, without_result
+from nml_kit.batch.run import checked
 from nml_kit.batch.status import (
     DONE,
     INTERRUPTED,
@@ -23,11 +21,11 @@ from nml_kit.batch.status import (
     stored_status,
     write_plan,
 )
-from nml_kit.batch.suites import PlannedRun
 from nml_kit.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from nml_kit.batch.cluster import ClusterFile
+    from nml_kit.batch.pool import Pool
 
 Action = Literal["hit", "run", "retry", "running"]
 _log = logging.getLogger(__name__)
@@ -36,50 +34,47 @@ _log = logging.getLogger(__name__)
 class PlanRow(NamedTuple):
     """A run of a plan, what would be done with it, and how many seconds such a run took before (None: not known)."""
 
-    run: PlannedRun
-    status: RunStatus
+    run: RunStatus
     action: Action
     seconds: float | None
 
 
 class Progress(NamedTuple):
-    """Where a batch is: what just happened, the names of what runs, ended and all runs, estimated seconds left."""
+    """Where a batch is: what just happened, the names of what runs, how many runs have ended, and of how many."""
 
     text: str
     running: tuple[str, ...]
     ended: int
     total: int
-    seconds_left: float | None
 
 
-def look_ahead(plan: Sequence[PlannedRun], *, only: str | None = None, force: bool = False) -> list[PlanRow]:
+def look_ahead(plan: Sequence[RunStatus], *, only: str | None = None, force: bool = False) -> list[PlanRow]:
     """Check all runs of a plan and tell, for those whose name matches `only`, what `run_suite` would do.
 
     Starts and writes nothing. Raises InvalidInputError or DataFileError for bad input.
     """
-    return _rows(_planned(plan), only, force)
+    return _rows(_checked_plan(plan), only, force)
 
 
-def _planned(plan: Sequence[PlannedRun]) -> list[tuple[PlannedRun, RunStatus]]:
-    """Each run, its directory absolute, with its status before anything happened; all are checked."""
-    plan = [replace(run, run_dir=run.run_dir.resolve()) for run in plan]
+def _checked_plan(plan: Sequence[RunStatus]) -> list[RunStatus]:
+    plan = checked(plan)
     if len({run.run_dir for run in plan}) < len(plan):
         raise InvalidInputError("Expected a directory for each run, got two runs in one: name them differently.")
-    return list(zip(plan, waiting_statuses(plan), strict=True))
+    return plan
 
 
-def _rows(planned: list[tuple[PlannedRun, RunStatus]], only: str | None, force: bool) -> list[PlanRow]:
+def _rows(plan: list[RunStatus], only: str | None, force: bool) -> list[PlanRow]:
     pattern = only or "*"
     patterns = (pattern, f"{pattern}/*")  # a notebook's name stands for all points of its grid
-    chosen = [pair for pair in planned if any(fnmatch.fnmatchcase(pair[0].name, fits) for fits in patterns)]
-    if planned and not chosen:
-        names = ", ".join(run.name for run, _ in planned)
+    chosen = [run for run in plan if any(fnmatch.fnmatchcase(run.name, fits) for fits in patterns)]
+    if plan and not chosen:
+        names = ", ".join(run.name for run in plan)
         raise InvalidInputError(f"Expected a pattern that fits a run, got {only!r}. Runs: {names}.")
-    actions = [_action(status, force) for _, status in chosen]
-    known = _known_seconds(chosen[0][0].plan_dir.parent) if set(actions) - {"hit"} else {}
+    actions = [_action(run, force) for run in chosen]
+    known = _known_seconds(chosen[0].plan_dir.parent) if set(actions) - {"hit"} else {}
     return [
-        PlanRow(run, status, action, 0.0 if action == "hit" else known.get((status.notebook, status.profile)))
-        for (run, status), action in zip(chosen, actions, strict=True)
+        PlanRow(run, action, 0.0 if action == "hit" else known.get((run.notebook, run.profile)))
+        for run, action in zip(chosen, actions, strict=True)
     ]
 
 
@@ -124,7 +119,7 @@ def seconds_to_go(runs: list[tuple[int, float | None]], jobs: int) -> float | No
 
 
 def run_suite(
-    plan: Sequence[PlannedRun],
+    plan: Sequence[RunStatus],
     *,
     jobs: int = 1,
     only: str | None = None,
@@ -148,76 +143,71 @@ def run_suite(
         raise InvalidInputError(f"Expected jobs of at least 1, got {jobs}.")
     if timeout is not None and not timeout > 0:
         raise InvalidInputError(f"Expected a timeout above 0 seconds, got {timeout}.")
-    planned = _planned(plan)
-    rows = _rows(planned, only, force)
+    plan = _checked_plan(plan)
+    rows = _rows(plan, only, force)
     todo = [row for row in rows if row.action != "hit"]
     if todo:
         from nml_kit.pages import read_notebook  # with nbformat, which takes over a second to load
 
         for notebook in {row.run.notebook for row in todo}:
             read_notebook(notebook)
-    for plan_dir in {run.plan_dir for run, _ in planned}:
-        write_plan(plan_dir, [status for run, status in planned if run.plan_dir == plan_dir])
+    for plan_dir in {run.plan_dir for run in plan}:
+        write_plan(plan_dir, [run for run in plan if run.plan_dir == plan_dir])
     results = {row.run.name: _hit(row) for row in rows if row.action == "hit"}
     if todo:
         from nml_kit.batch.cluster import connected
         from nml_kit.batch.pool import Order, Pool
 
-        board = _Board(todo, len(rows), report)
+        board = _Board(len(rows) - len(todo), len(rows), report)
         with connected(cluster or jobs, board.say) as client:
             pool = Pool(client, retries, Order(force, timeout, progress and len(rows) == 1), board)
-            board.slots = pool.slots
-            for _, members in groupby(todo, lambda row: row.run.stage):
-                runs = [row.run for row in members]
-                failed = [] if keep_going else [name for name, status in results.items() if status.exit_code]
-                results |= {run.name: _skipped(run, failed) for run in runs} if failed else pool.execute(runs)
-                if pool.interrupts:
-                    break
-            if pool.interrupts and suite_exit_code(list(results.values())) != INTERRUPTED:
-                raise KeyboardInterrupt  # before a run had started that could say so
+            results |= _stage_by_stage([row.run for row in todo], pool, keep_going)
     return [results[row.run.name] for row in rows if row.run.name in results]
 
 
+def _stage_by_stage(runs: list[RunStatus], pool: "Pool", keep_going: bool) -> dict[str, RunStatus]:
+    results: dict[str, RunStatus] = {}
+    for _, group in groupby(runs, lambda run: run.stage):
+        members = list(group)
+        failed = [] if keep_going else [name for name, status in results.items() if status.exit_code]
+        results |= {run.name: _skipped(run, failed) for run in members} if failed else pool.execute(members)
+        if pool.interrupts:
+            break
+    if pool.interrupts and suite_exit_code(list(results.values())) != INTERRUPTED:
+        raise KeyboardInterrupt  # before a run had started that could say so
+    return results
+
+
 def _hit(row: PlanRow) -> RunStatus:
-    status = current_status(row.run.run_dir) or row.status
+    status = current_status(row.run.run_dir) or row.run
     return status.model_copy(update={"state": "hit", "name": row.run.name})
 
 
-def _skipped(run: PlannedRun, failed: list[str]) -> RunStatus:
+def _skipped(run: RunStatus, failed: list[str]) -> RunStatus:
     more = " and more" if len(failed) > 3 else ""
-    return without_result(run, "skipped", f"not started: {', '.join(failed[:3])}{more} did not end well")
+    return run.ended("skipped", f"not started: {', '.join(failed[:3])}{more} did not end well")
 
 
 class _Board:
     """What runs and what has ended, told to `report` at each change."""
 
-    def __init__(self, todo: list[PlanRow], total: int, report: Callable[[Progress], None]) -> None:
-        self.slots, self._report, self._total = 1, report, total
-        self._running: dict[str, float] = {}  # names, and since when
-        self._left = {row.run.name: row for row in todo}
-        self._took: dict[Path, float] = {}  # seconds of the last run done here, by notebook
+    def __init__(self, ended: int, total: int, report: Callable[[Progress], None]) -> None:
+        self._running: list[str] = []
+        self._ended, self._total, self._report = ended, total, report
 
-    def started(self, run: PlannedRun) -> None:
+    def started(self, run: RunStatus) -> None:
         again = " again: who ran it is gone" if run.name in self._running else ""
-        self._running[run.name] = time.monotonic()
+        self._running += [] if again else [run.name]
         self.say(f"{run.name} started{again}")
 
-    def ended(self, run: PlannedRun, status: RunStatus) -> None:
-        self._running.pop(run.name, None)
-        del self._left[run.name]
-        if status.state == "done" and status.seconds is not None:
-            self._took[run.notebook] = status.seconds
+    def ended(self, run: RunStatus, status: RunStatus) -> None:
+        self._running = [name for name in self._running if name != run.name]
+        self._ended += 1
         after = f" after {status.seconds:.1f} s" if status.seconds is not None and status.state != "hit" else ""
         self.say(f"{run.name} {status.state}{after}" + (status.error and f": {status.error}"))
 
     def say(self, text: str) -> None:
-        left = [(row.run.stage, self._seconds_left(name, row)) for name, row in self._left.items()]
-        ended = self._total - len(self._left)
-        self._report(Progress(text, tuple(self._running), ended, self._total, seconds_to_go(left, self.slots)))
-
-    def _seconds_left(self, name: str, row: PlanRow) -> float | None:
-        seconds, now = self._took.get(row.run.notebook, row.seconds), time.monotonic()
-        return None if seconds is None else max(seconds - now + self._running.get(name, now), 0.0)
+        self._report(Progress(text, tuple(self._running), self._ended, self._total))
 
 
 def suite_exit_code(results: Sequence[RunStatus]) -> int:

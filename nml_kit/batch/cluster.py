@@ -97,10 +97,15 @@ def _cluster_here(jobs: int) -> LocalCluster:
     no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
     with dask.config.set(no_pages):
         return LocalCluster(
-            n_workers=1, threads_per_worker=jobs, processes=False, dashboard_address=None, memory_limit=None,
-            silence_logs=logging.CRITICAL, resources=dict.fromkeys(Resources.model_fields, math.inf),
+            n_workers=1,
+            threads_per_worker=jobs,
+            processes=False,
+            dashboard_address=None,
+            memory_limit=None,
+            silence_logs=logging.CRITICAL,
+            resources=dict.fromkeys(Resources.model_fields, math.inf),
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-        )  # fmt: skip
+        )
 
 
 def _cluster_of(spec: ClusterFile) -> Any:

@@ -17,9 +17,9 @@ from dask.utils import parse_bytes
 from distributed import Client, Future, KilledWorker, get_worker
 
 from nml_kit import __version__
-from nml_kit.batch.run import execute_run, without_result
+from nml_kit.batch.run import execute_run
 from nml_kit.batch.status import PLAN, RunStatus
-from nml_kit.batch.suites import PlannedRun, Resources
+from nml_kit.batch.suites import Resources
 from nml_kit.errors import InvalidInputError, NMLError
 
 _GRACE = 10  # seconds that an interrupted kernel has to end
@@ -29,8 +29,8 @@ _STOPPED: defaultdict[str, threading.Event] = defaultdict(threading.Event)  # in
 class Board(Protocol):
     """Who is told what happens."""
 
-    def started(self, run: PlannedRun) -> None: ...
-    def ended(self, run: PlannedRun, status: RunStatus) -> None: ...
+    def started(self, run: RunStatus) -> None: ...
+    def ended(self, run: RunStatus, status: RunStatus) -> None: ...
     def say(self, text: str) -> None: ...
 
 
@@ -55,17 +55,16 @@ class Pool:
             return int(dask_scheduler.allowed_failures)
 
         self.interrupts = 0
-        self.slots = max(1, sum(client.nthreads().values()))
         self._client, self._order, self._board = client, order, board
         self._retries: int = client.run_on_scheduler(agree)
         self._batch = f"nml-{uuid.uuid4().hex}"
-        self._tasks: dict[str, tuple[PlannedRun, Future]] = {}  # by run directory
+        self._tasks: dict[str, tuple[RunStatus, Future]] = {}  # by run directory
         self._starts: Counter[str] = Counter()
         self._unmet: list[dict[str, float]] = []
         self._events: SimpleQueue[tuple[str, str | Future]] = SimpleQueue()
         client.subscribe_topic(self._batch, lambda event: self._events.put(event[1]))
 
-    def execute(self, runs: Sequence[PlannedRun]) -> dict[str, RunStatus]:
+    def execute(self, runs: Sequence[RunStatus]) -> dict[str, RunStatus]:
         """The statuses of runs, by name; after Ctrl-C, of those that had started.
 
         At Ctrl-C the kernels are interrupted; one that has not ended after some seconds, or at a second Ctrl-C, is
@@ -96,13 +95,19 @@ class Pool:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InvalidInputError(f"Expected workers like this process, got: {' '.join(problems[:3])}{more}")
 
-    def _send(self, run: PlannedRun) -> None:
+    def _send(self, run: RunStatus) -> None:
         resources, name = demanded(run.resources), str(run.run_dir)
         self._tell_unmet(resources)
         task = self._client.submit(
-            _execute, run, self._batch, self._order, __version__, key=f"{run.name}-{uuid.uuid4().hex}",
-            resources=resources or None, pure=False,
-        )  # fmt: skip
+            _execute,
+            run,
+            self._batch,
+            self._order,
+            __version__,
+            key=f"{run.name}-{uuid.uuid4().hex}",
+            resources=resources or None,
+            pure=False,
+        )
         self._tasks[name] = run, task
         task.add_done_callback(lambda task: self._events.put((name, task)))
 
@@ -138,10 +143,10 @@ class Pool:
         killed = not task.cancelled() and isinstance(task.exception(), KilledWorker)
         return killed and self._starts[name] <= self._retries and not self.interrupts
 
-    def _status(self, run: PlannedRun, task: Future) -> RunStatus | None:
+    def _status(self, run: RunStatus, task: Future) -> RunStatus | None:
         if task.cancelled():
             reason = "the scheduler is gone or gave it up"
-            return None if self.interrupts else without_result(run, "failed", reason)
+            return None if self.interrupts else run.ended("failed", reason)
         error = task.exception()
         if error is None:
             status: RunStatus | None = task.result()
@@ -150,7 +155,7 @@ class Pool:
         if isinstance(error, KilledWorker):
             reason = f"every worker that tried it was lost, the last {error.last_worker.address}"
             reason += "; out of memory? --retries allows more"
-        return without_result(run, "failed", reason)
+        return run.ended("failed", reason)
 
     def _interrupt(self, *, kill: bool) -> None:
         """End what waits; interrupt the kernels of what runs."""
@@ -173,7 +178,7 @@ def demanded(resources: dict[str, Any]) -> dict[str, float]:
     return {key: float(parse_bytes(value) if key == "memory" else value) for key, value in stated.items()}
 
 
-def _execute(run: PlannedRun, batch: str, order: Order, version: str) -> RunStatus | None:
+def _execute(run: RunStatus, batch: str, order: Order, version: str) -> RunStatus | None:
     """In a thread of a worker: the run, its reports as events. Bad input and a full disk are a failed run, too."""
     stop, worker = _STOPPED[batch], get_worker()
     if stop.is_set():
@@ -184,12 +189,12 @@ def _execute(run: PlannedRun, batch: str, order: Order, version: str) -> RunStat
 
     tell("")
     if problem := _problem(version, run.plan_dir / PLAN):  # it may have joined after the others were asked
-        return without_result(run, "failed", f"{worker.address}: {problem}")
+        return run.ended("failed", f"{worker.address}: {problem}")
     options: dict[str, Any] = {"force": order.force, "timeout": order.timeout, "stop": stop, "report": tell}
     try:  # in a context of its own: jupyter_core keeps its event loop there, which two threads must not share
         return Context().run(execute_run, run, progress=sys.stderr if order.progress else None, **options)
     except (NMLError, OSError) as error:
-        return without_result(run, "failed", f"{type(error).__name__}: {error}")
+        return run.ended("failed", f"{type(error).__name__}: {error}")
 
 
 def _problem(version: str, plan: Path) -> str:

@@ -55,9 +55,14 @@ def write_report(runs: str | Path, out: str | Path | None = None) -> Path:
         counts = Counter((row["state"], row["mood"]) for row in rows)
         ordered = sorted(counts.items(), key=lambda count: _ORDER.index(count[0][0]))
         text = render(
-            "report.html.j2", title=f"Runs: {runs.name}", groups=groups, counts=ordered, summary=_summary(runs),
-            plotly_js="", plotly_src=PLOTLY_FILE if drawn else None,
-        )  # fmt: skip
+            "report.html.j2",
+            title=f"Runs: {runs.name}",
+            groups=groups,
+            counts=ordered,
+            summary=_summary(runs),
+            plotly_js="",
+            plotly_src=PLOTLY_FILE if drawn else None,
+        )
         write_text(site / INDEX, text)
         write_text(site / PLOTLY_FILE, get_plotlyjs())
     return out / INDEX
@@ -79,11 +84,18 @@ def _row(status: RunStatus, runs: Path, site: Path) -> dict[str, Any]:
     mood = _MOODS.get(state, "bad")
     seconds = status.seconds_at(datetime.now(UTC))
     row = {
-        "label": Path(status.name).name or runs.name, "state": state, "mood": mood, "page": "", "cell_source": "",
-        "params": shown_parameters(status.params), "seconds": "" if seconds is None else f"{seconds:.1f}",
-        "finished": status.finished.replace("T", " ").removesuffix("+00:00"), "error": status.error,
-        "result": key_result(status), "thumbnails": [],
-    }  # fmt: skip
+        "label": Path(status.name).name or runs.name,
+        "state": state,
+        "mood": mood,
+        "page": "",
+        "cell_source": "",
+        "params": shown_parameters(status.params),
+        "seconds": "" if seconds is None else f"{seconds:.1f}",
+        "finished": status.finished.replace("T", " ").removesuffix("+00:00"),
+        "error": status.error,
+        "result": key_result(status),
+        "thumbnails": [],
+    }
     notebook = None if state == "waiting" else _notebook(status.run_dir)  # what waits may hold outdated results
     if notebook is None:
         return row

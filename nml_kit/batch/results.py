@@ -63,12 +63,12 @@ def found_accuracies(statuses: list[RunStatus]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
 
 
-def accuracy_lines(found: pd.DataFrame, method: str) -> pd.DataFrame:
+def accuracy_lines(accuracies: pd.DataFrame, method: str) -> pd.DataFrame:
     """Mean accuracy of a method over tasks and seeds at each ratio: line (objective · protocol), ratio, accuracy, n.
 
-    `found` is that of `found_accuracies`; n counts its rows. Lines of several profiles start with their profile.
+    `accuracies` are those of `found_accuracies`; n counts its rows. Lines of several profiles start with their profile.
     """
-    part = found[(found["method"] == method) & found["ratio"].notna()]
+    part = accuracies[(accuracies["method"] == method) & accuracies["ratio"].notna()]
     line = part["objective"] + " · " + part["protocol"]
     if part["profile"].nunique() > 1:
         line = part["profile"] + " · " + line
@@ -108,8 +108,8 @@ def _accuracies_of(status: RunStatus) -> pd.DataFrame:
         rows = rows.astype({"ratio": float, "value": float, "fraction": float, "label_noise": float})
     except (DataFileError, ValueError, TypeError):  # foreign, or just being replaced
         return none
-    whole = (rows["fraction"] == 1) & (rows["label_noise"] == 0) & (rows["metric"] == "accuracy")
-    return rows.loc[whole, _ACCURACY_COLUMNS]
+    clean = (rows["fraction"] == 1) & (rows["label_noise"] == 0) & (rows["metric"] == "accuracy")
+    return rows.loc[clean, _ACCURACY_COLUMNS]
 
 
 def summary_of_runs(runs: str | Path) -> pd.DataFrame:

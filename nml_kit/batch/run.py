@@ -15,7 +15,6 @@ import filelock
 from nml_kit import __version__
 from nml_kit.batch.status import (
     RunStatus,
-    State,
     files_in,
     is_done,
     run_lock,
@@ -23,7 +22,6 @@ from nml_kit.batch.status import (
     this_process,
     write_status,
 )
-from nml_kit.batch.suites import PlannedRun
 from nml_kit.errors import InvalidInputError, NMLError
 from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
 from nml_kit.store import explained, fingerprint
@@ -32,21 +30,20 @@ from nml_kit.study import load_profile
 _log = logging.getLogger(__name__)
 
 
-def waiting_statuses(plan: Sequence[PlannedRun]) -> list[RunStatus]:
+def checked(plan: Sequence[RunStatus]) -> list[RunStatus]:
     """Check notebooks' parameters and profiles, in a moment: nothing heavy is loaded and no kernel starts.
 
-    The statuses of runs that wait hold all that is injected. A notebook's `interactive` becomes False: a run shows
+    The runs then hold their ids and all that is injected; a notebook's `interactive` becomes False: a run shows
     figures, not widgets. An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content
     and the version of nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
     """
     source, profile = functools.cache(read_source), functools.cache(load_profile)
-    return [_waiting(run, source(run.notebook), profile) for run in plan]
+    return [_checked(run, source(run.notebook), profile) for run in plan]
 
 
-def _waiting(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
+def _checked(run: RunStatus, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
     defaults, run_dir = notebook_parameters(source), run.run_dir.resolve()
-    params = run.params | ({"profile": run.profile} if run.profile else {})
-    values = check_parameters(params, defaults, notebook_choices(source))
+    values = check_parameters(run.params, defaults, notebook_choices(source))
     content = None
     if "profile" in defaults:
         name = values.get("profile", defaults["profile"])
@@ -61,20 +58,13 @@ def _waiting(run: PlannedRun, source: dict[str, Any], profile: Callable[[str], A
     key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}
     if "run_dir" in defaults:
         values.setdefault("run_dir", str(run_dir))
-    return RunStatus(
-        name=run.name, notebook=run.notebook.resolve(), run_dir=run_dir, state="waiting", id=fingerprint(key),
-        stage=run.stage, source=run.source, resources=run.resources, params=values,
-        profile=content and content["name"],
-    )  # fmt: skip
-
-
-def without_result(run: PlannedRun, state: State, reason: str) -> RunStatus:
-    """The status of a run of which nothing is on disk."""
-    return RunStatus(name=run.name, notebook=run.notebook, run_dir=run.run_dir, state=state, error=reason)
+    profile_name = content and content["name"]
+    places = {"notebook": run.notebook.resolve(), "run_dir": run_dir}
+    return run.model_copy(update={"id": fingerprint(key), "params": values, "profile": profile_name, **places})
 
 
 def execute_run(
-    run: PlannedRun,
+    run: RunStatus,
     *,
     force: bool = False,
     timeout: float | None = None,
@@ -90,9 +80,9 @@ def execute_run(
     """
     stop = stop or threading.Event()
     with _held(run, stop, report) as held:
-        (waiting,) = waiting_statuses([run])  # now: it may have waited for hours
+        (waiting,) = checked([run])  # now: it may have waited for hours
         if not held:
-            return waiting.model_copy(update={"state": "interrupted"})
+            return waiting.ended("interrupted")
         before = stored_status(waiting.run_dir)
         if before is not None and not force and is_done(before, waiting.id):
             return before.model_copy(update={"state": "hit", "name": run.name})
@@ -100,7 +90,7 @@ def execute_run(
 
 
 @contextmanager
-def _held(run: PlannedRun, stop: threading.Event, report: Callable[[str], None]) -> Iterator[bool]:
+def _held(run: RunStatus, stop: threading.Event, report: Callable[[str], None]) -> Iterator[bool]:
     """Hold the lock of a run; False if `stop` was set before another process gave it free."""
     lock = run_lock(run.run_dir.resolve())
     path = Path(lock.lock_file)

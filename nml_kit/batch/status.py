@@ -22,16 +22,23 @@ State = Literal[
     "waiting", "running", "done", "hit", "failed", "timed out", "kernel died", "interrupted", "skipped", "unreadable"
 ]
 DONE, FAILED, BAD_INPUT, PART_FAILED, INTERRUPTED, KERNEL_DIED = 0, 1, 2, 3, 130, 138
-_EXIT_CODES = {"done": DONE, "hit": DONE, "skipped": PART_FAILED, "interrupted": INTERRUPTED,
-               "kernel died": KERNEL_DIED}  # fmt: skip
+_EXIT_CODES = {
+    "done": DONE,
+    "hit": DONE,
+    "skipped": PART_FAILED,
+    "interrupted": INTERRUPTED,
+    "kernel died": KERNEL_DIED,
+}
 _ERROR_LENGTH = 200  # characters of an error in a table
 
 
 class RunStatus(BaseModel, frozen=True):
-    """A run as status.json tells it: seconds, UTC times, the failing cell (1-based, in the source) and its error.
+    """A run as plan.json and status.json tell it: seconds, UTC times, the failing cell (1-based, in the source).
 
-    `id` hashes what determines the result; `files` are what the run left, by path in `run_dir`, with sizes in bytes.
-    State "hit": it was done already; "skipped": not started, because an earlier stage failed; "waiting": only planned.
+    `name` is what people call it, as "02_noise/rate=0.1": its directory below that of the plan. `source` is the file
+    that was asked for; `id` hashes what determines the result; `files` are what the run left, by path in `run_dir`,
+    with sizes in bytes. State "hit": it was done already; "skipped": not started, because an earlier stage failed;
+    "waiting": only planned.
     """
 
     name: str
@@ -61,6 +68,11 @@ class RunStatus(BaseModel, frozen=True):
         return files
 
     @property
+    def plan_dir(self) -> Path:
+        """The directory that all runs of the plan lie in."""
+        return self.run_dir.parents[len(Path(self.name).parts) - 1]
+
+    @property
     def exit_code(self) -> int:
         """0 done, 130 interrupted, 138 kernel died, 3 not started, else 1."""
         return _EXIT_CODES.get(self.state, FAILED)
@@ -79,6 +91,10 @@ class RunStatus(BaseModel, frozen=True):
         except ValueError:
             return None
         return max(0.0, (now - (started if started.tzinfo else started.replace(tzinfo=UTC))).total_seconds())
+
+    def ended(self, state: State, error: str = "") -> "RunStatus":
+        """The same run in another state."""
+        return self.model_copy(update={"state": state, "error": error})
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -137,7 +153,7 @@ def current_status(run_dir: Path) -> RunStatus | None:
     again = stored_status(run_dir)  # it may have ended between the two looks
     if again != status:
         return again
-    return status.model_copy(update={"state": "interrupted", "error": "its runner ended without a word"})
+    return status.ended("interrupted", "its runner ended without a word")
 
 
 def is_done(status: RunStatus | None, run_id: str) -> bool:
@@ -160,18 +176,18 @@ def read_statuses(runs: str | Path) -> list[RunStatus]:
     Names are relative to `runs`. Raises InvalidInputError if there is none.
     """
     runs = Path(runs)
-    found: dict[Path, RunStatus] = {}
+    statuses: dict[Path, RunStatus] = {}
     for path in _visible(runs, PLAN):
         for planned in _planned(path):
             status = current_status(planned.run_dir)
             outdated = status is None or (status.state != "running" and status.id != planned.id)
-            found[planned.run_dir] = planned if outdated or status is None else status
+            statuses[planned.run_dir] = planned if outdated or status is None else status
     for path in _visible(runs, STATUS):
-        if path.parent not in found and (status := current_status(path.parent)) is not None:
-            found[path.parent] = status
-    if not found:
+        if path.parent not in statuses and (status := current_status(path.parent)) is not None:
+            statuses[path.parent] = status
+    if not statuses:
         raise InvalidInputError(f"Expected runs under {runs}, found none: use `nml run` first.")
-    return [status.model_copy(update={"name": str(path.relative_to(runs))}) for path, status in found.items()]
+    return [status.model_copy(update={"name": str(path.relative_to(runs))}) for path, status in statuses.items()]
 
 
 def run_statuses(runs: str | Path) -> list[RunStatus]:

@@ -4,7 +4,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import count, product
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from nml_kit.batch.status import RunStatus
 from nml_kit.errors import InvalidInputError
 from nml_kit.pages import notebook_parameters, read_source
 from nml_kit.store import fingerprint, read_yaml
@@ -53,32 +53,6 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     notebooks: tuple[SuiteEntry, ...] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One notebook to run: its path, profile (None: the notebook's own), parameters, run directory and stage.
-
-    `name` is what people call it, as "02_noise/rate=0.1": its directory below that of the plan. `source` is the file
-    that was asked for.
-    """
-
-    notebook: Path
-    profile: str | None
-    params: dict[str, Any]
-    run_dir: Path
-    stage: int = 0
-    name: str = ""
-    source: Path | None = None
-    resources: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.run_dir.name)
-
-    @property
-    def plan_dir(self) -> Path:
-        """The directory that all runs of the plan lie in."""
-        return self.run_dir.parents[len(Path(self.name).parts) - 1]
-
-
 def read_model(path: str | Path, model: type[Model], expected: str) -> Model:
     """Read a YAML file as `model`; raises DataFileError or InvalidInputError, which names the nearest field."""
     try:
@@ -101,7 +75,7 @@ def _problem(problem: Any, known: list[str]) -> str:
     return f"{'.'.join(place)}: {problem['msg']}{hint}"
 
 
-def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[PlannedRun]:
+def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[RunStatus]:
     """List the runs of a suite file by stage and in order: in `runs`/<suite>/<notebook>, a grid's points below that.
 
     Another `profile` than the suite's own goes to `runs`/<suite>-<profile>; all notebooks then have it. Paths in the
@@ -112,7 +86,7 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
     suite = read_model(path, Suite, "a suite (name, profile, notebooks: [{notebook, params, grid, stage, resources}])")
     chosen = profile or suite.profile
     group = suite.name if chosen == suite.profile else f"{suite.name}-{_safe(Path(chosen).stem)}"
-    plan: list[PlannedRun] = []
+    plan: list[RunStatus] = []
     taken: set[str] = set()
     for entry in suite.notebooks:
         notebook = _below(path, entry.notebook)
@@ -120,13 +94,21 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
         own_profile = profile or entry.profile or suite.profile
         if not profile and own_profile.endswith((".yaml", ".yml")):
             own_profile = str(_below(path, own_profile))
-        run = PlannedRun(notebook, own_profile, entry.params, Path(runs) / group / name, entry.stage, name)
-        run = replace(run, source=path.resolve(), resources=entry.resources.model_dump())
+        run = RunStatus(
+            name=name,
+            notebook=notebook,
+            run_dir=Path(runs) / group / name,
+            state="waiting",
+            stage=entry.stage,
+            source=path.resolve(),
+            resources=entry.resources.model_dump(),
+            params={"profile": own_profile, **entry.params},
+        )
         plan += _grid_points(run, _shared_grid(suite.grid, run) | entry.grid)
     return sorted(plan, key=lambda run: run.stage)
 
 
-def _shared_grid(grid: Grid, run: PlannedRun) -> dict[str, list[Any]]:
+def _shared_grid(grid: Grid, run: RunStatus) -> dict[str, list[Any]]:
     """The part of a suite's grid that a notebook takes."""
     parameters = notebook_parameters(read_source(run.notebook)) if grid else {}
     return {key: values for key, values in grid.items() if key in parameters and key not in run.params}
@@ -151,7 +133,7 @@ def plan_notebook(
     profile: str | None = None,
     params: dict[str, Any] | None = None,
     grid: Grid | None = None,
-) -> list[PlannedRun]:
+) -> list[RunStatus]:
     """List the runs of a notebook: one in `runs`/<profile>/<notebook>, those of a grid below that.
 
     None takes the notebook's own profile. Raises InvalidInputError or DataFileError.
@@ -161,10 +143,12 @@ def plan_notebook(
     group = profile or params.get("profile") or defaults.get("profile") or "none"
     name = _safe(notebook.stem)
     run_dir = Path(runs) / _safe(Path(str(group)).stem) / name
-    return _grid_points(PlannedRun(notebook, profile, params, run_dir, 0, name, notebook), grid or {})
+    params = params | ({"profile": profile} if profile else {})
+    run = RunStatus(name=name, notebook=notebook, run_dir=run_dir, state="waiting", source=notebook, params=params)
+    return _grid_points(run, grid or {})
 
 
-def _grid_points(base: PlannedRun, grid: Grid) -> list[PlannedRun]:
+def _grid_points(base: RunStatus, grid: Grid) -> list[RunStatus]:
     """One run for each combination of the grid's values, the last parameter changing fastest."""
     for key, values in grid.items():
         if problem := _grid_problem(base, key, values):
@@ -174,15 +158,15 @@ def _grid_points(base: PlannedRun, grid: Grid) -> list[PlannedRun]:
     runs = []
     for point in points:
         name = _untaken(_point_name(point), taken)
-        params, run_dir = base.params | point, base.run_dir / name
-        runs.append(replace(base, params=params, run_dir=run_dir, name=f"{base.name}/{name}"))
+        place = {"run_dir": base.run_dir / name, "name": f"{base.name}/{name}"}
+        runs.append(base.model_copy(update={"params": base.params | point, **place}))
     return runs or [base]
 
 
-def _grid_problem(base: PlannedRun, key: str, values: list[Any]) -> str:
+def _grid_problem(base: RunStatus, key: str, values: list[Any]) -> str:
     if key == "run_dir":
         return "is set for each run by nml"
-    if key in base.params or (key == "profile" and base.profile):
+    if key in base.params:
         return "is among the params too"
     if not values:
         return "needs at least one value"

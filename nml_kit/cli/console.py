@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -58,21 +58,24 @@ def watch_statuses(runs: Path) -> None:
 
 @contextmanager
 def live_progress() -> Iterator[Callable[[Progress], None]]:
-    """Give a reporter of a batch: on a terminal a bar with the time left, else a line whenever a run starts or ends."""
+    """Give a reporter of a batch: on a terminal a bar, else a line whenever a run starts or ends."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda progress: typer.echo(f"nml: {progress.text}", err=True)
         return
-    texts = TextColumn("{task.fields[left]}", markup=False), TextColumn("{task.description}", markup=False)
-    with Bar(SpinnerColumn(), BarColumn(), MofNCompleteColumn(), *texts, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, left="", visible=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Bar(SpinnerColumn(), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
 
         def report(progress: Progress) -> None:
             bar.console.print(Text(f"nml: {progress.text}"), soft_wrap=True)
             bar.update(
-                task, completed=progress.ended, total=progress.total, description=", ".join(progress.running),
-                left=f"{_about(progress.seconds_left)} left", visible=progress.total > 1,
-            )  # fmt: skip
+                task,
+                completed=progress.ended,
+                total=progress.total,
+                description=", ".join(progress.running),
+                visible=progress.total > 1,
+            )
 
         yield report
 

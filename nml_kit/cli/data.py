@@ -36,7 +36,9 @@ def list_entries(kind: Annotated[str | None, typer.Argument(help="Only this kind
 
     store = Store()
     entries = list(store.entries(kind))
-    rows = [(one.kind, one.digest[:12], f"{one.bytes / 1e6:.1f}", one.created, one.problem) for one in entries]
+    rows = [
+        (entry.kind, entry.digest[:12], f"{entry.bytes / 1e6:.1f}", entry.created, entry.problem) for entry in entries
+    ]
     show(str(store.root), ["kind", "digest", "MB", "created (UTC)", "problem"], rows)
     typer.echo(f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
     for copies in sorted((store.root / "shards").glob("*/")):

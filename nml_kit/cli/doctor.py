@@ -1,9 +1,7 @@
 """What `nml doctor` looks at: everything the notebooks need, each with what to do if it is missing."""
 
 import os
-import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -12,7 +10,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 MINIMUM_FREE_BYTES = 2 * 10**9
-_EXTRAS = ("notebooks",)
 
 
 @dataclass(frozen=True)
@@ -22,42 +19,40 @@ class Check:
     name: str
     ok: bool
     detail: str
-    remedy: str = ""
+    remedy: str
     required: bool = True
 
 
 def run_checks() -> list[Check]:
-    """Look at Python, packages, threads, store, shipped data, Jupyter kernel and Chromium, in this order.
+    """Look at packages, threads, store, shipped data and Chromium, in this order.
 
     >>> [check.name for check in run_checks()][:2]
-    ['Python', 'packages']
+    ['packages', 'torch threads']
     """
-    return [_python(), _packages(), _threads(), _store(), _data(), _kernel(), _chromium()]
-
-
-def _python() -> Check:
-    ok = sys.version_info >= (3, 11)
-    return Check("Python", ok, f"{platform.python_version()} at {sys.executable}", "Install Python 3.11 or newer.")
+    return [_packages(), _threads(), _store(), _data(), _chromium()]
 
 
 def _packages() -> Check:
+    remedy = "Run: pip install --upgrade 'nml_kit[notebooks]'"
     try:
         stated = [Requirement(text) for text in requires("nml_kit") or []]
     except PackageNotFoundError:
         return Check("packages", False, "nml_kit is not installed", "Run: pip install -e '.[notebooks]'")
-    needed = [one for one in stated if not one.marker or any(one.marker.evaluate({"extra": e}) for e in _EXTRAS)]
-    problems = [problem for one in needed if (problem := _package_problem(one))]
-    detail = "; ".join(problems) or f"{len(needed)} found, torch {version('torch')}, plotly {version('plotly')}"
-    return Check("packages", not problems, detail, "Run: pip install --upgrade 'nml_kit[notebooks]'")
+    needed = [package for package in stated if not package.marker or package.marker.evaluate({"extra": "notebooks"})]
+    problems = [problem for package in needed if (problem := package_problem(package))]
+    if problems:
+        return Check("packages", False, "; ".join(problems), remedy)
+    return Check("packages", True, f"all {len(needed)}, torch {version('torch')}, plotly {version('plotly')}", remedy)
 
 
-def _package_problem(requirement: Requirement) -> str:
+def package_problem(requirement: Requirement) -> str:
+    """What keeps a requirement from being met; empty if nothing does."""
     try:
-        found = version(requirement.name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
         return f"{requirement.name} is missing"
-    fits = requirement.specifier.contains(Version(found), prereleases=True)
-    return "" if fits else f"{requirement.name} {found} is not {requirement.specifier}"
+    fits = requirement.specifier.contains(Version(installed), prereleases=True)
+    return "" if fits else f"{requirement.name} {installed} is not {requirement.specifier}"
 
 
 def _threads() -> Check:
@@ -65,10 +60,8 @@ def _threads() -> Check:
 
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    return Check(
-        "torch threads", threads <= cores, f"{threads} of {cores} cores, {device}",
-        f"Set OMP_NUM_THREADS to {cores} or less.", required=False,
-    )  # fmt: skip
+    detail, remedy = f"{threads} of {cores} cores, {device}", f"Set OMP_NUM_THREADS to {cores} or less."
+    return Check("torch threads", threads <= cores, detail, remedy, required=False)
 
 
 def _store() -> Check:
@@ -81,29 +74,20 @@ def _store() -> Check:
             free = shutil.disk_usage(existing).free
     except OSError as error:
         return Check("store", False, f"{root}: {error}", "Set NML_HOME to a directory that you can write to.")
-    enough = free >= MINIMUM_FREE_BYTES
     remedy = f"Free {MINIMUM_FREE_BYTES / 1e9:.0f} GB (nml store prune), or set NML_HOME to a larger disk."
-    return Check("store", enough, f"{root}, {free / 1e9:.1f} GB free", remedy)
+    return Check("store", free >= MINIMUM_FREE_BYTES, f"{root}, {free / 1e9:.1f} GB free", remedy)
 
 
 def _data() -> Check:
     from nml_kit.data import data_dir
 
-    files = sorted(path.stem for path in data_dir().glob("*.parquet"))
-    detail = f"{len(files)} tasks in {data_dir()}: {', '.join(files)}" if files else f"nothing in {data_dir()}"
-    return Check("shipped data", bool(files), detail, "Reinstall nml_kit, or set NML_DATA to its data directory.")
-
-
-def _kernel() -> Check:
-    name = "Jupyter kernel"
-    try:
-        return Check(name, True, f"ipykernel {version('ipykernel')}, started with {sys.executable}")
-    except PackageNotFoundError:
-        return Check(name, False, "ipykernel is missing", "Run: pip install 'nml_kit[notebooks]'")
+    tasks = sorted(path.stem for path in data_dir().glob("*.parquet"))
+    detail = f"{len(tasks)} tasks in {data_dir()}: {', '.join(tasks)}" if tasks else f"nothing in {data_dir()}"
+    return Check("shipped data", bool(tasks), detail, "Reinstall nml_kit, or set NML_DATA to its data directory.")
 
 
 def _chromium() -> Check:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
+    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
     remedy = "Only needed to save figures as PNG: install Chromium or set BROWSER_PATH."
-    return Check("Chromium", bool(found), found or "not found", remedy, required=False)
+    return Check("Chromium", bool(path), path or "not found", remedy, required=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Iterable
@@ -33,8 +34,11 @@ class ErrorsAsMessages(TyperGroup):
 
 app = typer.Typer(
     help="Noisy Model Learning: what label noise in pre-training does to features, and what repairs them.",
-    cls=ErrorsAsMessages, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
+    cls=ErrorsAsMessages,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 app.command()(datasets)
 app.add_typer(noise_app, name="noise")
 app.add_typer(store_app, name="store")
@@ -96,9 +100,17 @@ def run(
         raise typer.Exit
     with live_progress() as report:
         results = batch.run_suite(
-            plan, jobs=workers, only=only, force=force, keep_going=keep_going, timeout=timeout, report=report,
-            cluster=elsewhere, retries=retries, progress=sys.stderr.isatty(),
-        )  # fmt: skip
+            plan,
+            jobs=workers,
+            only=only,
+            force=force,
+            keep_going=keep_going,
+            timeout=timeout,
+            report=report,
+            cluster=elsewhere,
+            retries=retries,
+            progress=sys.stderr.isatty(),
+        )
     _tell_results(results)
     typer.echo(f"To see all runs on one page: {shlex.join(['nml', 'report', str(runs)])}")
     if code := batch.suite_exit_code(results):
@@ -260,5 +272,6 @@ def doctor() -> None:
     for check in checks:
         state = "ok" if check.ok else "MISSING" if check.required else "optional"
         rows.append((state, check.name, check.detail, "" if check.ok else check.remedy))
-    show(f"nml_kit {__version__}", ["", "check", "found", "what to do"], rows)
+    title = f"nml_kit {__version__}, Python {platform.python_version()} at {sys.executable}"
+    show(title, ["", "check", "found", "what to do"], rows)
     raise typer.Exit(int(any(check.required and not check.ok for check in checks)))

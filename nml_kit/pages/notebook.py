@@ -31,9 +31,12 @@ _TAG_NAMES = """
 a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
 li ol p pre s section small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
 _ATTRIBUTES = {
-    "*": {"class", "id", "title"}, "a": {"href"}, "img": {"src", "alt", "width", "height"},
-    "td": {"colspan", "rowspan"}, "th": {"colspan", "rowspan"},
-}  # fmt: skip
+    "*": {"class", "id", "title"},
+    "a": {"href"},
+    "img": {"src", "alt", "width", "height"},
+    "td": {"colspan", "rowspan"},
+    "th": {"colspan", "rowspan"},
+}
 _LINKS = ("#", "http://", "https://", "mailto:")  # no other file travels with the page
 _CODE_STYLES = ("default", "github-dark")
 _TOKEN = re.compile(r"nml-figure-[0-9a-f]{32}")
@@ -99,21 +102,29 @@ def notebook_page(
             cell.outputs = [kept for output in cell.outputs if (kept := _readable(output, figures))]
     body, _ = _exporter().from_notebook_node(notebook)
     body = nh3.clean(
-        body, tags=set(_TAG_NAMES.split()), attributes=_ATTRIBUTES, attribute_filter=_harmless, link_rel=None,
+        body,
+        tags=set(_TAG_NAMES.split()),
+        attributes=_ATTRIBUTES,
+        attribute_filter=_harmless,
+        link_rel=None,
         url_schemes={"http", "https", "mailto", "data"},
-    )  # fmt: skip
+    )
     drawn = {token: figure_html(figure) for token, figure in figures.items()}
     body = _TOKEN.sub(lambda token: drawn.get(token[0], token[0]), body)
     before, heading_end, after = body.partition("</h1>")
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in _CODE_STYLES)
     text = render(
-        "page.html.j2", title=title, params=params, run=run,
+        "page.html.j2",
+        title=title,
+        params=params,
+        run=run,
         heading=Markup(before + heading_end) if heading_end else "",  # noqa: S704 (cleaned above)
         body=Markup(after if heading_end else before),  # noqa: S704 (cleaned above)
-        code_style=Markup(light), dark_code_style=Markup(dark),  # noqa: S704 (of pygments)
+        code_style=Markup(light),  # noqa: S704 (of pygments)
+        dark_code_style=Markup(dark),  # noqa: S704 (of pygments)
         plotly_js=Markup(get_plotlyjs()) if figures and plotly_src is None else "",  # noqa: S704 (of plotly)
         plotly_src=plotly_src if figures else None,
-    )  # fmt: skip
+    )
     return Page(text, list(figures.values()))
 
 

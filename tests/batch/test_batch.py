@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,7 +11,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nml_kit.batch import (
-    PlannedRun,
     RunStatus,
     look_ahead,
     plan_notebook,
@@ -21,7 +19,7 @@ from nml_kit.batch import (
     suite_exit_code,
     write_status,
 )
-from nml_kit.batch.run import execute_run, waiting_statuses
+from nml_kit.batch.run import checked, execute_run
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.study import profiles_dir
 
@@ -39,8 +37,13 @@ def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> P
     return path
 
 
-def run_notebook(notebook: Path, run_dir: Path, *, profile: str | None = None, timeout: float | None = None, **params):
-    return execute_run(PlannedRun(notebook, profile, params, run_dir), force=True, timeout=timeout)
+def planned(notebook: Path, run_dir: Path, *, stage: int = 0, **params) -> RunStatus:
+    place = {"name": run_dir.name, "notebook": notebook, "run_dir": run_dir}
+    return RunStatus(state="waiting", stage=stage, params=params, **place)
+
+
+def run_notebook(notebook: Path, run_dir: Path, *, timeout: float | None = None, **params) -> RunStatus:
+    return execute_run(planned(notebook, run_dir, **params), force=True, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,7 @@ def outcomes(tmp_path_factory):
     write_notebook(root / "flood.ipynb", *FLOOD)
     write_notebook(root / "later.ipynb")
     stages = {"a": 0, "b": 0, "second": 1, "bad": 1, "dies": 1, "flood": 1, "later": 2}
-    plan = [PlannedRun(root / f"{name}.ipynb", None, {}, root / "runs" / name, stage) for name, stage in stages.items()]
+    plan = [planned(root / f"{name}.ipynb", root / "runs" / name, stage=stage) for name, stage in stages.items()]
     lines = []
     results = run_suite(plan, jobs=2, report=lambda progress: lines.append(progress.text))
     return {result.name: result for result in results}, lines, plan
@@ -190,7 +193,7 @@ def test_what_a_cell_prints_is_cut_and_counted(outcomes):
     assert all((result.run_dir / f"notebook.{kind}").stat().st_size < 3_500_000 for kind in ("ipynb", "html"))
 
 
-def actions(plan: list[PlannedRun], **options) -> dict[str, str]:
+def actions(plan: list[RunStatus], **options) -> dict[str, str]:
     return {row.run.name: row.action for row in look_ahead(plan, **options)}
 
 
@@ -224,7 +227,7 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
         look_ahead(plan(), only="x*")
     own = tmp_path / "smoke.yaml"
     own.write_text((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    moved = [replace(run, profile=str(own)) for run in plan()]
+    moved = [run.model_copy(update={"params": {"profile": str(own), **run.params}}) for run in plan()]
     assert set(actions(moved).values()) == {"hit"}  # the same content elsewhere
     own.write_text(own.read_text().replace("head_epochs: 2", "head_epochs: 77"))
     assert set(actions(moved).values()) == {"run"}
@@ -236,7 +239,7 @@ def test_a_grid_resumes_with_what_is_not_done(tmp_path):
 
 
 def test_a_run_and_its_execution_travel_to_another_process():
-    run = PlannedRun(Path("n.ipynb"), "demo", {"seed": 1}, Path("runs/demo/n/seed=1"), 1, "n/seed=1")
+    run = planned(Path("n.ipynb"), Path("runs/demo/n/seed=1"), stage=1, seed=1)
     execute, arrived = pickle.loads(pickle.dumps((execute_run, run)))  # noqa: S301 (our own)
     assert execute is execute_run
     assert arrived == run
@@ -244,7 +247,7 @@ def test_a_run_and_its_execution_travel_to_another_process():
 
 def test_two_runs_cannot_share_a_directory(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb")
-    plan = [PlannedRun(notebook, None, {"rate": rate}, tmp_path / "run") for rate in (0.1, 0.2)]
+    plan = [planned(notebook, tmp_path / "run", rate=rate) for rate in (0.1, 0.2)]
     with pytest.raises(InvalidInputError, match="got two runs in one"):
         run_suite(plan)
 
@@ -269,8 +272,8 @@ def test_a_run_that_hangs_is_ended_in_time(tmp_path):
 def test_all_runs_are_checked_before_the_first_starts(tmp_path):
     fine = write_notebook(tmp_path / "fine.ipynb", "open('ran.txt', 'w').close()")
     plan = [
-        PlannedRun(fine, None, {}, tmp_path / "runs" / "one"),
-        PlannedRun(fine, None, {"rte": 0.1}, tmp_path / "runs" / "two"),
+        planned(fine, tmp_path / "runs" / "one"),
+        planned(fine, tmp_path / "runs" / "two", rte=0.1),
     ]
     with pytest.raises(UnknownNameError, match="Unknown parameter 'rte': did you mean 'rate'"):
         run_suite(plan)
@@ -291,7 +294,7 @@ def test_a_profile_may_be_a_file_named_from_where_the_user_is(tmp_path, monkeypa
     notebook = write_notebook(tmp_path / "n.ipynb", parameters='profile = "demo"')
     (plan,) = plan_notebook(notebook, runs="runs", profile="own.yaml")
     assert plan.run_dir == Path("runs/own/n")
-    [waiting] = waiting_statuses([plan])
+    [waiting] = checked([plan])
     assert waiting.params == {"profile": str(tmp_path / "own.yaml")}
 
 

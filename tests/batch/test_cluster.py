@@ -17,7 +17,6 @@ from distributed import LocalCluster
 from typer.testing import CliRunner
 
 from nml_kit.batch import (
-    PlannedRun,
     cluster,
     plan_suite,
     pool,
@@ -28,7 +27,7 @@ from nml_kit.batch import (
 )
 from nml_kit.cli import app
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
-from tests.batch.test_batch import write_notebook
+from tests.batch.test_batch import planned, write_notebook
 
 pytestmark = pytest.mark.xdist_group("cluster")
 CLUSTERS = Path(__file__).parents[2] / "notebooks" / "clusters"
@@ -101,7 +100,7 @@ def test_a_killed_worker_is_survived(address, tmp_path):
         "(run / 'rows.json').write_text('[1]')",
     )
     write_notebook(tmp_path / "other.ipynb", "open('rows.json', 'w').write('[2]')")
-    plan = [PlannedRun(tmp_path / f"{name}.ipynb", None, {}, tmp_path / "runs" / name) for name in ("slow", "other")]
+    plan = [planned(tmp_path / f"{name}.ipynb", tmp_path / "runs" / name) for name in ("slow", "other")]
     tries = tmp_path / "runs" / "tries.txt"
 
     def kill_first_worker():
@@ -134,9 +133,7 @@ def test_a_run_that_kills_its_worker_fails_after_the_retries_and_takes_no_other_
     )
     write_notebook(tmp_path / "innocent.ipynb", "x = 1")
     names = ("deadly", "innocent", "innocent-2")
-    plan = [
-        PlannedRun(tmp_path / f"{name.partition('-')[0]}.ipynb", None, {}, tmp_path / "runs" / name) for name in names
-    ]
+    plan = [planned(tmp_path / f"{name.partition('-')[0]}.ipynb", tmp_path / "runs" / name) for name in names]
     deadly, *others = run_suite(plan, cluster=address, retries=0)
     assert deadly.exit_code == 1
     assert deadly.error.startswith("every worker that tried it was lost, the last tcp://127.0.0.1:")

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nml_kit.batch import PlannedRun, plan_notebook, plan_suite, suites
+from nml_kit.batch import RunStatus, plan_notebook, plan_suite, suites
 from nml_kit.errors import DataFileError, InvalidInputError
 from tests.batch.test_batch import write_notebook
 
@@ -30,9 +30,9 @@ def test_a_suite_becomes_a_plan(tmp_path):
     assert [(run.notebook.stem, run.stage) for run in plan] == [("a", 0), ("c", 0), ("a", 2), ("b", 2)]
     plan = [plan[0], *plan[2:]]
     assert [str(run.run_dir) for run in plan] == ["runs/study/a", "runs/study/a-2", "runs/study/b"]
-    assert [run.params for run in plan] == [{}, {"rate": 0.1}, {}]
+    assert [run.params.get("rate") for run in plan] == [None, 0.1, None]
     assert plan[0].notebook == (tmp_path / "notebooks" / "a.ipynb").resolve()
-    assert {run.profile for run in plan} == {"demo"}
+    assert {run.params["profile"] for run in plan} == {"demo"}
     other = plan_suite(path, runs="runs", profile="smoke")
     assert str(other[0].run_dir) == "runs/study-smoke/a"
 
@@ -41,9 +41,9 @@ def test_a_notebook_may_have_a_profile_of_its_own_unless_one_is_asked_for(tmp_pa
     entries = "- notebook: ../a.ipynb\n- {notebook: ../b.ipynb, profile: mine.yaml}\n"
     path = suite_file(tmp_path, f"name: s\nprofile: small\nnotebooks:\n{entries}")
     a, b = plan_suite(path, runs="runs")
-    assert (a.profile, b.profile) == ("small", str((path.parent / "mine.yaml").resolve()))
+    assert (a.params["profile"], b.params["profile"]) == ("small", str((path.parent / "mine.yaml").resolve()))
     assert a.run_dir.parent == b.run_dir.parent == Path("runs/s")
-    assert {run.profile for run in plan_suite(path, runs="runs", profile="smoke")} == {"smoke"}
+    assert {run.params["profile"] for run in plan_suite(path, runs="runs", profile="smoke")} == {"smoke"}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_grid_is_a_product_in_the_order_of_the_file(tmp_path):
     names = ["a/rate=0.1,seed=0", "a/rate=0.1,seed=1", "a/rate=0.3,seed=0", "a/rate=0.3,seed=1"]
     assert [run.name for run in plan] == names
     assert [str(run.run_dir) for run in plan] == [f"runs/study/{name}" for name in names]
-    assert plan[1].params == {"task": "icons", "rate": 0.1, "seed": 1}
+    assert plan[1].params == {"profile": "demo", "task": "icons", "rate": 0.1, "seed": 1}
     assert {(run.stage, run.plan_dir, run.source) for run in plan} == {(1, Path("runs/study"), path.resolve())}
     assert plan[0].resources == {"CPU": 2, "GPU": 0, "memory": "2GB"}
 
@@ -124,7 +124,7 @@ words = st.text(min_size=1, max_size=300) | st.sampled_from(["..", "../..", "a/b
 
 @given(grid=st.dictionaries(words, st.lists(words, min_size=1, max_size=4, unique=True), min_size=1, max_size=2))
 def test_points_have_directories_of_their_own_inside_the_runs(grid):
-    base = PlannedRun(Path("n.ipynb"), None, {}, Path("runs/demo/n"))
+    base = RunStatus(name="n", notebook=Path("n.ipynb"), run_dir=Path("runs/demo/n"), state="waiting")
     points = suites._grid_points(base, {f"k{key}": values for key, values in grid.items()})
     names = [point.run_dir.name for point in points]
     assert len({name.casefold() for name in names}) == len(points)

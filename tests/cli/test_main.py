@@ -178,17 +178,7 @@ def test_a_notebook_or_its_run_is_exported_as_one_page(tmp_path):
 
 def test_doctor_looks_at_everything_and_says_what_to_do():
     checks = {check.name: check for check in doctor.run_checks()}
-    assert list(checks) == [
-        "Python",
-        "packages",
-        "torch threads",
-        "store",
-        "shipped data",
-        "Jupyter kernel",
-        "Chromium",
-    ]
-    assert checks["Python"].ok
-    assert checks["Jupyter kernel"].ok
+    assert list(checks) == ["packages", "torch threads", "store", "shipped data", "Chromium"]
     assert all(check.detail for check in checks.values())
     assert all(check.remedy for check in checks.values() if not check.ok)
 
@@ -213,6 +203,6 @@ def test_doctor_exits_1_if_something_required_is_missing(tmp_path, monkeypatch):
 def test_doctor_tells_an_old_package_and_a_missing_one():
     from packaging.requirements import Requirement
 
-    assert doctor._package_problem(Requirement("numpy>=999")).endswith("is not >=999")
-    assert doctor._package_problem(Requirement("no-such-package")) == "no-such-package is missing"
-    assert doctor._package_problem(Requirement("numpy>=1.0")) == ""
+    assert doctor.package_problem(Requirement("numpy>=999")).endswith("is not >=999")
+    assert doctor.package_problem(Requirement("no-such-package")) == "no-such-package is missing"
+    assert doctor.package_problem(Requirement("numpy>=1.0")) == ""

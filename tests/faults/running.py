@@ -77,12 +77,12 @@ class Place:
         return found
 
     def leftovers(self) -> list[str]:
-        """Temporary and unfinished files; the hidden directories of locks stay, as `nml_kit.batch.status` says."""
+        """Temporary and unfinished files, but for hidden directories of locks, and for Dask's, which it purges itself."""
         names = {"unfinished.ipynb", "kernel.log"}
         paths = [path for path in (*self.runs.rglob("*"), *self.home.rglob("*")) if not path.is_dir()]
         left = [path for path in paths if path.name.startswith(".tmp") or path.name in names]
-        left += [path for path in (self.root / "tmp").iterdir() if path.name != "dask-scratch-space"]  # Dask keeps it
-        left += [*(self.root / "tmp").glob("dask-scratch-space/*/"), *(self.home / "work").glob("*")]
+        left += [path for path in (self.root / "tmp").iterdir() if path.name != "dask-scratch-space"]
+        left += (self.home / "work").glob("*")
         return [str(path.relative_to(self.root)) for path in left]
 
     def results(self) -> dict[str, bytes]:

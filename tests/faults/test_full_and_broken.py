@@ -197,7 +197,7 @@ def test_a_clock_that_went_backwards_changes_nothing(tmp_path, day):
         row.run.run_dir.mkdir(parents=True)
         (row.run.run_dir / "rows.txt").write_text("abc")
         times = {"started": "2999-12-31T23:59:59+00:00", "finished": f"{day}T00:00:00+00:00", "seconds": 1.0}
-        write_status(row.status.model_copy(update={"state": "done", "files": {"rows.txt": 3}, **times}))
+        write_status(row.run.model_copy(update={"state": "done", "files": {"rows.txt": 3}, **times}))
         for path in (row.run.run_dir, *row.run.run_dir.iterdir()):
             os.utime(path, (2**32, 2**32) if day > "2000" else (0, 0))
     assert [row.action for row in look_ahead(plan)] == ["hit"] * 3
