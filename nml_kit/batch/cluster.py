@@ -94,7 +94,7 @@ class _WithoutCtrlC(WorkerPlugin):
 
 def _cluster_here(jobs: int) -> LocalCluster:
     """Threads of this process, `jobs` at a time, which take runs whatever resources these need."""
-    no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
+    no_pages: dict[str, Any] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
     with dask.config.set(no_pages):
         return LocalCluster(
             n_workers=1,

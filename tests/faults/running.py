@@ -77,7 +77,7 @@ class Place:
         return found
 
     def leftovers(self) -> list[str]:
-        """Temporary and unfinished files, but for hidden directories of locks, and for Dask's, which it purges itself."""
+        """Temporary and unfinished files; hidden directories of locks stay, and what Dask deletes at its next start."""
         names = {"unfinished.ipynb", "kernel.log"}
         paths = [path for path in (*self.runs.rglob("*"), *self.home.rglob("*")) if not path.is_dir()]
         left = [path for path in paths if path.name.startswith(".tmp") or path.name in names]
