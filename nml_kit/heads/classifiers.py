@@ -12,22 +12,30 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.heads.fitting import fit_together
-from nml_kit.heads.inputs import finite_blocks, require, validated_features
+from nml_kit.heads.inputs import (
+    Mask,
+    finite_blocks,
+    on_host,
+    require,
+    require_finite,
+    training_rows,
+    validated_features,
+)
+from nml_kit.heads.networks import build_network
 from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
-from nml_kit.heads.training import TrainingSettings, infer
+from nml_kit.heads.training import Trainee, TrainingSettings, train
 
 _DTYPES = ("float32", "float64")
 # With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
 _LEAST_HIDDEN = 64
-
-
-HeadT = TypeVar("HeadT", bound="_Head")
 
 
 class _Head(ClassifierMixin, BaseEstimator):
@@ -48,29 +56,31 @@ class _Head(ClassifierMixin, BaseEstimator):
         X is an array, tensor or memory-map. Floats of 16, 32 and 64 bits stay as and where they lie, on a disk too:
         each batch is gathered by index, then converted to `dtype` and moved to `device`. Other dtypes are converted
         as a whole. y holds any kind of labels. Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of
-        each epoch) and `module_`, the trained network. Raises `InvalidInputError` for NaN or infinite features, fewer
+        each epoch) and `module_`, the trained network. Raises InvalidInputError for NaN or infinite features, fewer
         than two classes, settings out of range or a training that diverges, and ValueError when X and y differ in
         length.
         """
-        fit_together([self], X, y, [None])
+        _fit_together([self], X, y, [None])
         return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:
         """Return the class probabilities, float64 (N, K), in the order of `classes_`; X is (N, D)."""
         return torch.softmax(self._infer(X, "logits"), dim=1).numpy()
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable label of each row of X (N, D), in the dtype of the labels given to `fit`."""
+        """Return the most probable label of each row of X (N, D), in the dtype of the labels passed to `fit`."""
         codes = self._infer(X, "logits").argmax(dim=1).numpy()
         return self.classes_[codes]
 
-    def _infer(self, X: Any, wanted: Literal["features", "logits"]) -> torch.Tensor:
+    @torch.no_grad()
+    def _infer(self, X: Any, output: Literal["features", "logits"]) -> torch.Tensor:
         """Compute in float64: its cost is nil beside fitting, and a row's result is free of its neighbours."""
         check_is_fitted(self)
         (features,) = validated_features(self, X, reset=False)
         network = copy.deepcopy(self.module_).to(self.device, torch.float64)
-        part = network.tuner if wanted == "features" else lambda block: network(block)[1]
-        return infer(part, finite_blocks(features, getattr(torch, self.dtype), source=X), self.device)
+        place = ("features", "logits").index(output)
+        blocks = finite_blocks(features, getattr(torch, self.dtype), source=X)
+        return torch.cat([network(block.to(self.device, torch.float64))[place].cpu() for block in blocks])
 
     def _tuner_recipe(self) -> Recipe | None:
         return None
@@ -97,6 +107,9 @@ class _Head(ClassifierMixin, BaseEstimator):
             weight_decay=self.weight_decay,
             verbose=self.verbose,
         )
+
+
+HeadT = TypeVar("HeadT", bound=_Head)
 
 
 class LinearProbe(_Head):
@@ -181,7 +194,7 @@ class MLPTune(TransformerMixin, _Head):
         self.dtype = dtype
         self.verbose = verbose
 
-    def transform(self, X: Any) -> NDArray[np.float64]:
+    def transform(self, X: Any) -> Float[np.ndarray, "n d"]:
         """Return the tuned features Z = g(X), float64 (N, D); X is (N, D)."""
         return self._infer(X, "features").numpy()
 
@@ -249,9 +262,9 @@ class NMTune(MLPTune):
 
 
 def fit_heads(
-    X: Any, y: ArrayLike, heads: Iterable[HeadT], *, sample_masks: Iterable[NDArray[np.bool_] | None] | None = None
+    X: Any, y: ArrayLike, heads: Iterable[HeadT], *, sample_masks: Iterable[Mask] | None = None
 ) -> list[HeadT]:
-    """Return a fitted clone of each head, all trained in one pass over the features X (N, D) with labels y (N,).
+    """Return a fitted clone of each head, all trained on the features X (N, D) with labels y (N,).
 
     `sample_masks` has for each head the rows that are its training set, bool (N,), or None for all of them. Heads of
     one shape (class, recipe, width, epochs, batch size, number of samples) train side by side; seeds, weights of the
@@ -270,5 +283,39 @@ def fit_heads(
     masks = [None] * len(fitted) if sample_masks is None else list(sample_masks)
     if len(masks) != len(fitted):
         raise InvalidInputError(f"Expected one sample mask per head, got {len(masks)} for {len(fitted)} heads.")
-    fit_together(fitted, X, y, masks)
+    _fit_together(fitted, X, y, masks)
     return fitted
+
+
+def _fit_together(heads: Sequence[_Head], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
+    """Fit heads in place, each on the rows of its mask (None: all)."""
+    y = on_host(y)
+    checked: dict[str, tuple[torch.Tensor, NDArray[Any], dict[str, Any]]] = {}
+    subsets: dict[tuple[str, bytes], tuple[NDArray[Any], torch.Tensor, torch.Tensor]] = {}
+    trainees = []
+    for head, mask in zip(heads, masks, strict=True):
+        settings, dtype = head._settings(), head.dtype
+        checked[dtype] = checked.get(dtype) or _checked(head, X, y)
+        features, labels, seen = checked[dtype]
+        key = dtype, b"" if mask is None else np.asarray(mask).tobytes()
+        subsets[key] = subsets.get(key) or training_rows(labels, mask, features.device)
+        head.classes_, rows, codes = subsets[key]
+        for name, value in seen.items():
+            setattr(head, name, value)
+        # Two streams, so that heads of different shapes with one seed see the batches in one order.
+        seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
+        generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(features.shape[1])
+        network = build_network(features.shape[1], len(head.classes_), head._tuner_recipe(), widths, generator)
+        network.to(head.device, getattr(torch, dtype))
+        trainees.append(Trainee(network, settings, features, rows, codes, int(seeds[1])))
+    for head, trainee, curve in zip(heads, trainees, train(trainees), strict=True):
+        head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
+
+
+def _checked(head: _Head, X: Any, y: Any) -> tuple[torch.Tensor, NDArray[Any], dict[str, Any]]:
+    """Check X and y for the heads of one dtype; return both, and what scikit-learn keeps of the features' form."""
+    features, labels = validated_features(head, X, y)
+    require_finite(features, head.dtype, source=X)
+    check_classification_targets(labels)
+    names = ("n_features_in_", "feature_names_in_")
+    return features, labels, {name: getattr(head, name) for name in names if hasattr(head, name)}

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.heads.inputs import on_host, require, require_finite
-from nml_kit.heads.newton import LogisticObjective, Point
-from nml_kit.heads.path import follow
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
@@ -31,31 +31,28 @@ _DTYPES = (np.float32, np.float64)  # others become float32's or float64's: floa
 
 
 class RegularisationPath(NamedTuple):
-    """The solutions of P penalties, in the order of `Cs`.
+    """The solutions of P penalties, in the order of `Cs`; coefficients and intercepts have one row if K = 2.
 
-    Cs: (P,). coefficients: (P, K, D), or (P, 1, D) if K = 2. intercepts: (P, K) or (P, 1). n_iter: (P,), Newton
-    steps. All float64 but n_iter; `classes` (K,) orders the rows.
+    `n_iter` counts iterations of the solver; `classes` orders the rows.
     """
 
-    Cs: FloatArray
-    coefficients: FloatArray
-    intercepts: FloatArray
-    n_iter: NDArray[np.int64]
+    Cs: Float[np.ndarray, " p"]
+    coefficients: Float[np.ndarray, "p k d"]
+    intercepts: Float[np.ndarray, "p k"]
+    n_iter: Int[np.ndarray, " p"]
     classes: Array
 
 
 def regularisation_path(
-    X: Any, y: ArrayLike, Cs: int | Sequence[float] | FloatArray = 20, *, tol: float = 1e-4, max_iter: int = 100
+    X: Any, y: ArrayLike, Cs: int | Sequence[float] | FloatArray = 20, *, tol: float = 1e-4, max_iter: int = 1000
 ) -> RegularisationPath:
     """Return the logistic-regression coefficients of every penalty strength in `Cs`, each solved to its minimum.
 
     X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is
     (N,) labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4; their
-    order does not matter. tol: the last Newton step decreased the objective by at most this fraction of it, and
-    what remains is of that order (scikit-learn's default leaves more at weak penalties, up to as much again). Warns
-    (`ConvergenceWarning`) where `max_iter` steps do not suffice. Raises `InvalidInputError` for NaN or infinite
-    features, fewer than two classes or settings out of range, and ValueError when X and y differ in length.
-    Newton's method with conjugate gradients: Nocedal & Wright, Numerical Optimization, section 7.1.
+    order does not matter. tol: ten times what remains of the gradient of the mean loss, for features of unit scale.
+    Warns (`ConvergenceWarning`) where `max_iter` iterations do not suffice. Raises InvalidInputError for NaN or
+    infinite features, fewer than two classes or settings out of range, and ValueError when X and y differ in length.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
@@ -82,8 +79,8 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
     it. validation_fraction: that part of each class; one sample at least stays for training. tol, max_iter: see
     `regularisation_path`. random_state: draws the part; nothing else is random.
 
-    `fit` sets `coef_` (K, D) and `intercept_` (K,), or one row if K = 2, `classes_` (K,), `C_`, `n_iter_` (Newton
-    steps of the final fit) and, with Cs, `Cs_` (P,) and `validation_scores_` (P,).
+    `fit` sets `coef_` (K, D) and `intercept_` (K,), or one row if K = 2, `classes_` (K,), `C_`, `n_iter_` (of
+    the final fit) and, with Cs, `Cs_` (P,) and `validation_scores_` (P,).
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
@@ -100,7 +97,7 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
         Cs: int | Sequence[float] | FloatArray | None = None,
         validation_fraction: float = 0.2,
         tol: float = 1e-4,
-        max_iter: int = 100,
+        max_iter: int = 1000,
         random_state: Any = 0,
     ) -> None:
         self.C = C
@@ -122,17 +119,13 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, on_host(X), on_host(y), dtype=_DTYPES, ensure_all_finite=False)
         require_finite(X)
         self.classes_, codes = _encode(y)
-        self.C_ = float(grid[0])
-        start = None
-        if self.Cs is not None:
-            self.Cs_ = grid
-            start = self._choose(X, codes)
-        path = _path(X, codes, self.classes_, np.array([self.C_]), self.tol, self.max_iter, start)
+        self.C_ = float(grid[0]) if self.Cs is None else self._choose(X, codes, grid)
+        path = _path(X, codes, self.classes_, np.array([self.C_]), self.tol, self.max_iter)
         self.coef_, self.intercept_ = path.coefficients[0], path.intercepts[0]
         self.n_iter_ = int(path.n_iter[0])
         return self
 
-    def decision_function(self, X: Any) -> FloatArray:
+    def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Return the logits, float64 (N, K), or (N,) of the second class if K = 2; X is (N, D)."""
         check_is_fitted(self)
         X = validate_data(self, on_host(X), dtype=_DTYPES, reset=False, ensure_all_finite=False)
@@ -140,90 +133,59 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
         logits = X.astype(np.float64) @ self.coef_.T + self.intercept_
         return logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any) -> FloatArray:
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:
         """Return the class probabilities, float64 (N, K), in the order of `classes_`; X is (N, D)."""
         logits = self.decision_function(X)
         if logits.ndim == 1:
             logits = np.stack([np.zeros_like(logits), logits], axis=1)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        probabilities: FloatArray = softmax(logits, axis=1)
+        return probabilities
 
     def predict(self, X: Any) -> Array:
-        """Return the most probable label of each row of X (N, D), in the dtype of the labels given to `fit`."""
+        """Return the most probable label of each row of X (N, D), in the dtype of the labels passed to `fit`."""
         logits = self.decision_function(X)
         return self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)]
 
-    def _choose(self, X: Array, codes: Array) -> tuple[FloatArray, FloatArray]:
-        """Set `C_` and `validation_scores_`; return the chosen coefficients, from which the final fit starts."""
+    def _choose(self, X: Array, codes: NDArray[np.int64], Cs: FloatArray) -> float:
+        """Set `Cs_` and `validation_scores_`; return the best C."""
         held_out = _held_out(codes, self.validation_fraction, check_random_state(self.random_state))
-        path = _path(X[~held_out], codes[~held_out], self.classes_, self.Cs_, self.tol, self.max_iter)
+        path = _path(X[~held_out], codes[~held_out], self.classes_, Cs, self.tol, self.max_iter)
         logits = np.einsum("nd,pkd->pnk", X[held_out], path.coefficients, optimize=True) + path.intercepts[:, None]
         predicted = (logits[..., 0] > 0) if len(self.classes_) == 2 else logits.argmax(axis=2)
-        self.validation_scores_ = (predicted == codes[held_out]).mean(axis=1)
-        chosen = min(range(len(self.Cs_)), key=lambda i: (-self.validation_scores_[i], self.Cs_[i]))
-        self.C_ = float(self.Cs_[chosen])
-        return path.coefficients[chosen], path.intercepts[chosen]
+        self.Cs_, self.validation_scores_ = Cs, (predicted == codes[held_out]).mean(axis=1)
+        return float(Cs[self.validation_scores_ == self.validation_scores_.max()].min())
 
 
 def _path(
-    X: Array,
-    codes: Array,
-    classes: Array,
-    Cs: FloatArray,
-    tol: float,
-    max_iter: int,
-    start: tuple[FloatArray, FloatArray] | None = None,
+    X: Array, codes: NDArray[np.int64], classes: Array, Cs: FloatArray, tol: float, max_iter: int
 ) -> RegularisationPath:
-    """Solve for every penalty; equal ones are solved once."""
-    frame = _Frame(X, len(classes))
-    objective = LogisticObjective(frame.features, torch.from_numpy(codes), len(classes))
+    """Solve for every penalty, equal ones once, each from the solution of the next smaller C."""
+    # Centred and at unit scale the same problem needs several times fewer iterations and `tol` has a meaning. A Newton
+    # path of our own (310 lines) was 0.6 to 1.4 times as slow on the shipped icons and digits, of equal accuracy.
+    mean = X.mean(axis=0, dtype=np.float64)
+    features = X - mean.astype(X.dtype)
+    scale = float(np.sqrt(np.square(features, dtype=np.float64).mean())) or 1.0
+    features /= scale
+    solver = LogisticRegression(tol=tol / 10, max_iter=max_iter, warm_start=True)
     distinct, positions = np.unique(Cs, return_inverse=True)
-    # With two classes softmax logits ∓z/2 are the sigmoid of z, and ‖W‖² is half of ‖coef_‖²: hence twice the penalty.
-    penalties = torch.from_numpy((2.0 if len(classes) == 2 else 1.0) / (len(X) * distinct))
-    first = objective.origin(1) if start is None else frame.point(*start)
-    found = follow(objective, first, torch.from_numpy(np.log(distinct)), penalties, tol=tol, max_iter=max_iter)
-    missed = distinct[~found.converged.numpy()]
+    coefficients, intercepts, n_iter = [], [], []
+    for C in distinct:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solver.set_params(C=C * scale**2).fit(features, codes)
+        coefficients.append(solver.coef_.astype(np.float64) / scale)
+        intercepts.append(solver.intercept_ - coefficients[-1] @ mean)
+        n_iter.append(int(solver.n_iter_[0]))
+    missed = distinct[np.array(n_iter) >= max_iter]
     if len(missed):
         warnings.warn(
-            f"Expected convergence within max_iter={max_iter} Newton steps, got none at C = "
+            f"Expected convergence within max_iter={max_iter} iterations, got none at C = "
             f"{', '.join(f'{C:g}' for C in missed)}. Raise max_iter or tol, use smaller C, or scale the features.",
             ConvergenceWarning,
             stacklevel=3,
         )
-    coefficients, intercepts = frame.coefficients(found.point)
-    return RegularisationPath(
-        Cs, coefficients[positions], intercepts[positions], found.steps.numpy()[positions], classes
-    )
-
-
-class _Frame:
-    """The coordinates of the solver: centred features, in the basis of their rows if N < D, and softmax weights."""
-
-    def __init__(self, X: Array, num_classes: int) -> None:
-        self._mean = X.mean(axis=0, dtype=np.float64)
-        self._binary = num_classes == 2
-        features, self._basis = X - self._mean.astype(X.dtype), None
-        if len(X) < X.shape[1]:
-            # The penalty keeps the weights in the span of the rows, so N coordinates lose nothing.
-            left, values, self._basis = np.linalg.svd(features, full_matrices=False)
-            features = left * values
-        self.features = torch.from_numpy(features)
-
-    def coefficients(self, point: Point) -> tuple[FloatArray, FloatArray]:
-        """Coefficients (P, K, D) and intercepts (P, K) of X as it is, or one row of each if K = 2."""
-        weights, bias = point.weights.numpy(), point.bias.numpy()
-        if self._binary:
-            weights, bias = weights[:, 1:] - weights[:, :1], bias[:, 1:] - bias[:, :1]
-        weights = weights if self._basis is None else weights @ self._basis
-        return weights, bias - weights @ self._mean
-
-    def point(self, coefficients: FloatArray, intercepts: FloatArray) -> Point:
-        """The position of one solution, coefficients (K, D) and intercepts (K,)."""
-        weights, bias = coefficients, intercepts + coefficients @ self._mean
-        weights = weights if self._basis is None else weights @ self._basis.T
-        if self._binary:
-            weights, bias = np.vstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-        return Point(torch.from_numpy(weights)[None], torch.from_numpy(bias)[None])
+    W, b, iterations = (np.stack(values)[positions] for values in (coefficients, intercepts, n_iter))
+    return RegularisationPath(Cs, W, b, iterations, classes)
 
 
 def _held_out(codes: Array, fraction: float, random: np.random.RandomState) -> NDArray[np.bool_]:

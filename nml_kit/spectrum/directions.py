@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 
 from nml_kit.errors import InvalidInputError
 
 
-def singular_directions(X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def singular_directions(X: ArrayLike) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "r d"]]:
     """Return the loadings (N, r) of the N samples on the r = min(N, D) singular directions, and the directions (r, D).
 
     X (N, D), not centred. Loading (n, i) is the coordinate of sample n on direction i, σ_i·u_ni: column i has norm σ_i.
@@ -27,7 +28,7 @@ def singular_directions(X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
     return left * values * signs + 0.0, directions * signs[:, None] + 0.0  # + 0.0: no negative zeros
 
 
-def class_separation(loadings: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+def class_separation(loadings: ArrayLike, labels: ArrayLike) -> Float[np.ndarray, " r"]:
     """Return how well each direction parts the classes: η², the share (fraction) of the variance between classes.
 
     `loadings` (N, r), `labels` (N,). 1: every class is one point on the direction; 0: all classes have one mean, or
@@ -62,7 +63,11 @@ def strongest_samples(loadings: ArrayLike, index: int, count: int) -> NDArray[np
 
 
 def described_direction(
-    loadings: NDArray[np.float64], index: int, labels: NDArray[np.int64], class_names: Sequence[str], count: int
+    loadings: Float[np.ndarray, "n r"],
+    index: int,
+    labels: Int[np.ndarray, " n"],
+    class_names: Sequence[str],
+    count: int,
 ) -> tuple[NDArray[np.intp], list[str], str]:
     """The samples that load most on direction `index` (from 1), a caption for each, and what parts the classes.
 

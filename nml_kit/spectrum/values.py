@@ -1,32 +1,35 @@
-"""Singular spectra of feature matrices and the numbers that summarise them.
+"""Singular values of a feature matrix, of groups of its rows, and of overlapping subsets of them.
 
-`singular_values` reads a feature matrix in chunks, `grouped_singular_values` each group of its rows,
-`spectra_of_subsets` overlapping subsets of them in one pass, and `SpectrumAccumulator` takes rows as they come;
-every metric is a pure function of the singular values they return. N samples, D features, r = min(N, D) singular
-values σ₁ ≥ … ≥ σ_r ≥ 0, shares p_i = σ_i / Σσ, eigenvalues λ_i = σ_i².
-
-Rules that all metrics share: the order of the values does not matter, scaling them all by c > 0 changes
-nothing, zeros are allowed (0 · ln 0 = 0), and NaN, infinite, negative or all-zero values raise
-`InvalidInputError`. With N < D the spectrum has r = N values and the metric is that of those N values.
+The Gram matrix comes first; where it would lose precision, the rows are read again for a QR decomposition.
 """
 
-import math
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg.lapack import dtpqrt
 
 from nml_kit.errors import InvalidInputError, PrecisionLossError
-from nml_kit.spectrum.accumulator import SpectrumAccumulator as SpectrumAccumulator
-from nml_kit.spectrum.qr import qr_singular_values
-from nml_kit.spectrum.rows import BLOCK_ROWS, Center, FloatArray, PickedRows, check_center, matrix_shape, row_slices
-from nml_kit.spectrum.subsets import spectra_of_subsets as spectra_of_subsets
+from nml_kit.spectrum.accumulator import SpectrumAccumulator
+from nml_kit.spectrum.rows import (
+    BLOCK_ROWS,
+    Center,
+    FloatArray,
+    PickedRows,
+    centred_entries,
+    check_center,
+    matrix_shape,
+    real_rows,
+    row_slices,
+)
 
-_RANKME_EPSILON = 1e-7  # the ε of Garrido et al. 2023, for float32 features
+_PANEL_COLUMNS = 128  # how many columns LAPACK reduces at once: the fastest of 32, 64 and 128 at D = 2,048
 
 
-def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None = None) -> FloatArray:
+def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None = None) -> Float[np.ndarray, " r"]:
     """Return the singular values of a feature matrix, descending, in one or two passes over its rows.
 
     X is (N, D): an array, a tensor on any device, a memory-map, or anything with `.shape` and row slices, of any real
@@ -40,7 +43,7 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     by QR gives each value to about 1e-14 · σ₁, some three times slower.
 
     N < D gives N values (with `center="feature"` the last is 0). A constant matrix gives one non-zero value,
-    or none once centred. Raises `InvalidInputError` for NaN or infinite entries (naming the first such row), an X that
+    or none once centred. Raises InvalidInputError for NaN or infinite entries (naming the first such row), an X that
     is not two-dimensional, real or is empty, an unknown `center` or a `chunk_size` below 1.
 
     >>> import numpy as np
@@ -51,10 +54,7 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     """
     matrix_shape(X)
     check_center(center)
-    rows = BLOCK_ROWS if chunk_size is None else chunk_size
-    with suppress(PrecisionLossError):
-        return _one_pass(X, center, rows)
-    return qr_singular_values(X, center)
+    return _values_by_center(X, (center,), BLOCK_ROWS if chunk_size is None else chunk_size)[center]
 
 
 def grouped_singular_values(X: Any, groups: ArrayLike, *, center: Center = "none") -> dict[Any, FloatArray]:
@@ -63,7 +63,7 @@ def grouped_singular_values(X: Any, groups: ArrayLike, *, center: Center = "none
     X is (N, D) as for `singular_values` and also takes an array of row numbers, as arrays, tensors and memory-maps do;
     `groups` is (N,), numbers or texts. The values of a group of n rows are float64 (min(n, D),), those of
     `singular_values` of its rows. Groups are worked on one after the other and each row is read once (twice in a group
-    that needs QR): memory is that of `singular_values`, whatever the number of groups. Raises `InvalidInputError` as
+    that needs QR): memory is that of `singular_values`, whatever the number of groups. Raises InvalidInputError as
     `singular_values` does, for another number of groups than rows, and for a missing group.
 
     >>> import numpy as np
@@ -80,148 +80,77 @@ def grouped_singular_values(X: Any, groups: ArrayLike, *, center: Center = "none
     }
 
 
-def singular_value_entropy(singular_values: ArrayLike) -> float:
-    """Return the singular value entropy, SVE = −Σ p ln p: 0 for rank one, ln r for a flat spectrum.
+def spectra_of_subsets(
+    X: Any, subsets: Mapping[str, Any], *, centers: Iterable[Center] = ("none",)
+) -> dict[tuple[str, Center], FloatArray]:
+    """Return the singular values of subsets of the rows of X in every centring, by (subset, centring).
 
-    `singular_values` is (r,). Definition 2.1 of Chen et al., ICLR 2024. In nats. Constant matrix: 0.
+    X is (N, D) as for `singular_values` and also takes an array of row numbers, as arrays, tensors and memory-maps do.
+    `subsets` has for each name the rows that belong to it, bool (N,); they may overlap ("all", "train", a domain). The
+    values of n rows are float64 (min(n, D),), those that `singular_values` of these rows gives.
 
-    >>> round(singular_value_entropy([1.0, 1.0]), 6)
-    0.693147
-    """
-    shares = _shares(_spectrum(singular_values))
-    positive = shares[shares > 0]
-    return _nonnegative(-(positive * np.log(positive)).sum())
-
-
-def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
-    """Return the largest singular value ratio, LSVR = −ln(σ₁ / Σσ): 0 for rank one, ln r for a flat spectrum.
-
-    `singular_values` is (r,). Definition 2.2 of Chen et al., ICLR 2024 (mind the minus: a *dominant* first
-    direction gives a *small* LSVR). In nats. Constant matrix: 0.
-
-    >>> round(largest_singular_value_ratio([2.0, 1.0, 1.0]), 6)
-    0.693147
-    """
-    return _nonnegative(-np.log(_shares(_spectrum(singular_values))[0]))
-
-
-def effective_rank(singular_values: ArrayLike) -> float:
-    """Return the effective rank exp(SVE), between 1 and r.
-
-    `singular_values` is (r,). Roy & Vetterli, EUSIPCO 2007. Constant matrix: 1.
-
-    >>> round(effective_rank([1.0, 1.0, 0.0]), 6)
-    2.0
-    """
-    return float(np.exp(singular_value_entropy(singular_values)))
-
-
-def rankme(singular_values: ArrayLike) -> float:
-    """Return RankMe, exp(−Σ p ln p) with p_i = σ_i / Σσ + 1e-7.
-
-    `singular_values` is (r,): the values themselves, not their squares. Garrido et al., ICML 2023, equation 1
-    and its ε. It exceeds `effective_rank` by a little where the spectrum has many zeros. Constant matrix: 1 +
-    O(r · 1e-6).
-
-    >>> round(rankme([1.0, 1.0]), 4)
-    2.0
-    """
-    shares = _shares(_spectrum(singular_values)) + _RANKME_EPSILON
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def stable_rank(singular_values: ArrayLike) -> float:
-    """Return the stable rank ‖X‖²_F / σ₁² = Σσ² / σ₁², between 1 and r.
-
-    `singular_values` is (r,). Rudelson & Vershynin, J. ACM 2007. Constant matrix: 1.
-
-    >>> stable_rank([2.0, 2.0, 1.0])
-    2.25
-    """
-    return float(np.square(_spectrum(singular_values)).sum())
-
-
-def participation_ratio(singular_values: ArrayLike) -> float:
-    """Return the participation ratio (Σλ)² / Σλ² of the eigenvalues λ = σ², between 1 and r.
-
-    `singular_values` is (r,). Gao et al., bioRxiv 2017; of the covariance when the values come from
-    `center="feature"`. Constant matrix: 1.
-
-    >>> participation_ratio([1.0, 1.0, 1.0, 0.0])
-    3.0
-    """
-    eigenvalues = np.square(_spectrum(singular_values))
-    return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
-
-
-def alpha_exponent(singular_values: ArrayLike, *, first_rank: int = 11, last_rank: int = 500) -> float:
-    """Return the exponent α of the power law λ_i ∝ i^(−α) fitted to the eigenvalues λ = σ².
-
-    `singular_values` is (r,). Least squares of ln λ on ln i, each rank weighted by 1/i so that every decade
-    counts alike, over the ranks `first_rank` … `last_rank` (counted from 1, both included; cut at the
-    numerical rank, σ > ε·r·σ₁): the fit and the window 11–500 of Stringer et al., Nature 2019, taken up by
-    α-ReQ (Agrawal et al., NeurIPS 2022). NaN when fewer than two such values lie in the window, as for a
-    constant matrix or r < 12: nothing decays there. Raises `InvalidInputError` unless 1 ≤ first_rank <
-    last_rank.
+    Each row is read once for each subset that it is in, whatever the number of centrings; only where a Gram matrix
+    would lose precision are the rows of that subset read again, once for each such centring. Raises InvalidInputError
+    as `singular_values` does (for rows that are in some subset), and for a mask that is not bool (N,) or has no row.
 
     >>> import numpy as np
-    >>> round(alpha_exponent(np.arange(1, 101) ** -0.5), 6)
-    1.0
+    >>> X = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    >>> spectra_of_subsets(X, {"first": [True, False, False], "others": [False, True, True]})
+    {('first', 'none'): array([5.]), ('others', 'none'): array([2., 1.])}
     """
-    if not 1 <= first_rank < last_rank:
-        raise InvalidInputError(
-            f"Expected 1 <= first_rank < last_rank, got first_rank={first_rank}, last_rank={last_rank}."
-        )
-    values = _spectrum(singular_values)
-    window = values[first_rank - 1 : last_rank]
-    window = window[window > np.finfo(np.float64).eps * len(values)]
-    if len(window) < 2:
-        return math.nan
-    ranks = np.arange(first_rank, first_rank + len(window))
-    # polyfit squares its weights: 1/√i there is 1/i in the sum of squares.
-    slope = np.polyfit(np.log(ranks), 2.0 * np.log(window), 1, w=1.0 / np.sqrt(ranks))[0]
-    return float(-slope)
+    num_samples, _ = matrix_shape(X)
+    centers = tuple(centers)
+    for center in centers:
+        check_center(center)
+    masks = {name: _checked_mask(name, mask, num_samples) for name, mask in subsets.items()}
+    spectra: dict[tuple[str, Center], FloatArray] = {}
+    for name, mask in masks.items():
+        values = _values_by_center(PickedRows(X, np.flatnonzero(mask)), centers, BLOCK_ROWS)
+        spectra |= {(name, center): values[center] for center in centers}
+    return spectra
 
 
-def cumulative_energy(singular_values: ArrayLike) -> FloatArray:
-    """Return the share of Σσ² that the first 1, 2, …, r directions hold.
-
-    `singular_values` is (r,); the result is float64 (r,), non-decreasing fractions that end at 1 (the
-    explained variance of principal components when the values come from `center="feature"`). Constant matrix:
-    all ones.
-
-    >>> cumulative_energy([2.0, 1.0, 1.0, 0.0])
-    array([0.66666667, 0.83333333, 1.        , 1.        ])
-    """
-    energy = np.cumsum(np.square(_spectrum(singular_values)))
-    return energy / energy[-1]
-
-
-def spectrum_metrics(singular_values: ArrayLike) -> dict[str, float]:
-    """Return every scalar metric of a spectrum by name.
-
-    `singular_values` is (r,). Keys: sve, lsvr, effective_rank, rankme, stable_rank, participation_ratio and
-    alpha_exponent (NaN where undefined); each is the function of that name with its defaults.
-
-    >>> {name: round(value, 3) for name, value in spectrum_metrics([2.0, 1.0, 1.0]).items() if value < 1.2}
-    {'sve': 1.04, 'lsvr': 0.693}
-    """
-    return {
-        "sve": singular_value_entropy(singular_values),
-        "lsvr": largest_singular_value_ratio(singular_values),
-        "effective_rank": effective_rank(singular_values),
-        "rankme": rankme(singular_values),
-        "stable_rank": stable_rank(singular_values),
-        "participation_ratio": participation_ratio(singular_values),
-        "alpha_exponent": alpha_exponent(singular_values),
-    }
-
-
-def _one_pass(X: Any, center: Center, rows: int) -> FloatArray:
+def _values_by_center(X: Any, centers: tuple[Center, ...], chunk_rows: int) -> dict[Center, FloatArray]:
     accumulator = SpectrumAccumulator(X.shape[1])
-    for chunk in row_slices(X, rows):
+    for chunk in row_slices(X, chunk_rows):
         accumulator.update(chunk)
-    return accumulator.singular_values(center=center)
+    values = {}
+    for center in centers:
+        try:
+            values[center] = accumulator.singular_values(center=center)
+        except PrecisionLossError:
+            values[center] = _qr_singular_values(X, center)
+    return values
+
+
+def _qr_singular_values(X: Any, center: Center) -> FloatArray:
+    """The singular values of X (N, D), descending, float64 (min(N, D),), to about 1e-14 · σ₁, in one pass."""
+    # Sequential QR (TSQR; Demmel et al. 2012) of [1 | Y], where Y = X − 1·sᵀ and s is the first row of X:
+    #     [1 | Y] = [q₁ | Q₂] R,   R = [ρ  rᵀ; 0  S],   q₁ = ±1/√N.
+    # Centred: Y = q₁ rᵀ + Q₂ S with Q₂ orthogonal to the ones, so X minus its column means is Q₂ S, with
+    # the singular values of S. Not centred: X = Y + 1·sᵀ = q₁ (r + ρ s)ᵀ + Q₂ S, so adding ρ s to the
+    # first row gives those of X. One pass is exact for both. Nothing is squared, and a mean far larger than
+    # the spread (it is in s) never enters the QR.
+    num_samples, num_features = X.shape
+    shift = None
+    factor = np.zeros((num_features + 1, num_features + 1), order="F")
+    for block in row_slices(X, BLOCK_ROWS):  # finite: they have been read before
+        rows = real_rows(block).astype(np.float64)
+        if center == "sample":
+            rows = centred_entries(rows)
+        shift = rows[0].copy() if shift is None else shift
+        augmented = np.ones((len(rows), num_features + 1), order="F")
+        np.subtract(rows, shift, out=augmented[:, 1:])
+        panel = min(_PANEL_COLUMNS, num_features + 1)
+        factor, *_ = dtpqrt(0, panel, factor, augmented, overwrite_a=1, overwrite_b=1)
+    if center == "feature":
+        factor = factor[1:, 1:]
+    else:
+        # The first column of R is (ρ, 0, …, 0), so the outer product with s reaches the first row only.
+        factor[0, 1:] += factor[0, 0] * shift
+        factor = factor[:, 1:]
+    values: FloatArray = torch.linalg.svdvals(torch.from_numpy(factor)).numpy()
+    return values[: min(num_samples, num_features)]
 
 
 def _group_positions(groups: ArrayLike, num_samples: int) -> tuple[list[Any], NDArray[np.intp]]:
@@ -240,32 +169,13 @@ def _group_positions(groups: ArrayLike, num_samples: int) -> tuple[list[Any], ND
     return names.tolist(), positions
 
 
-def _spectrum(singular_values: ArrayLike) -> FloatArray:
-    """Validate singular values; return them descending and over the largest, so that squares are safe."""
-    values = np.asarray(singular_values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
+def _checked_mask(name: str, mask: Any, num_samples: int) -> NDArray[np.bool_]:
+    values = np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask)
+    if values.shape != (num_samples,) or values.dtype != bool:
         raise InvalidInputError(
-            f"Expected singular values of shape (r,) with r >= 1, got shape {values.shape}. "
-            "Pass the result of singular_values(X), not X itself."
+            f"Expected a mask of bool ({num_samples},) for subset {name!r}, one value per row of X; "
+            f"got {values.dtype} of shape {values.shape}."
         )
-    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
-    if bad.size:
-        raise InvalidInputError(
-            f"Expected finite, non-negative singular values, got {values[bad[0]]} at index {bad[0]}."
-        )
-    largest = values.max()
-    if largest == 0:
-        raise InvalidInputError(
-            "Expected at least one non-zero singular value, got only zeros: "
-            "the matrix is zero, or constant and centred."
-        )
-    return np.sort(values / largest)[::-1]
-
-
-def _shares(values: FloatArray) -> FloatArray:
-    return values / values.sum()
-
-
-def _nonnegative(value: Any) -> float:
-    """Turn the −0.0 or −1e-17 that rounding leaves at the lower bound into 0."""
-    return max(float(value), 0.0)
+    if not values.any():
+        raise InvalidInputError(f"Expected at least one row in subset {name!r}, got none. Leave it out.")
+    return values

@@ -21,7 +21,15 @@ from nml_kit.backbones import Backbone, SentenceEncoder, fingerprint_weights, im
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import BATCH_ROWS, Features, Fold, extract_features, in_domain_fold, samples_to_train
-from nml_kit.heads import LinearProbe, TrainingSettings, fit_heads, nmtune_terms, require, term_weights
+from nml_kit.heads import (
+    LinearProbe,
+    batch_bounds,
+    cosine_schedule,
+    fit_heads,
+    nmtune_terms,
+    require,
+    term_weights,
+)
 from nml_kit.store import Store
 from nml_kit.tuning.lora import add_adapters
 
@@ -63,7 +71,8 @@ class Tuning(BaseEstimator):
         self.random_state = random_state
         self.device = device
 
-    def _settings(self) -> TrainingSettings:
+    def check(self) -> None:
+        """Raise InvalidInputError for settings out of range."""
         if self.method not in TUNING_METHODS:
             raise unknown_name("method of tuning", str(self.method), TUNING_METHODS)
         require(self.rank >= 1, "rank of at least 1", self.rank)
@@ -71,10 +80,7 @@ class Tuning(BaseEstimator):
         require(self.batch_size >= 2, "batch_size of at least 2 (one has no covariance)", self.batch_size)
         require(0 <= self.learning_rate < math.inf, "a learning_rate of at least 0", self.learning_rate)
         require(0 <= self.weight_decay < math.inf, "a weight_decay of at least 0", self.weight_decay)
-        return TrainingSettings(
-            recipe="paper", term_weights=term_weights(self.weights, "paper"), epochs=self.epochs,
-            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=self.weight_decay, verbose=False,
-        )  # fmt: skip
+        term_weights(self.weights, "paper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +143,7 @@ def fine_tune(
     """
     tuning = tuning or Tuning()
     _network_of(backbone)  # before features are extracted for nothing
-    tuning._settings()
+    tuning.check()
     features = extract_features(task, backbone, store=store, progress=progress)
     train = samples_to_train(features, fold or in_domain_fold(task.name))
     return tune_on(task, backbone, train, tuning, progress=progress)
@@ -156,7 +162,7 @@ def tune_on(
 
     `probe` is the classifier to start from, fitted to them; None fits one.
     """
-    settings = tuning._settings()
+    tuning.check()
     encoder = copy.deepcopy(_network_of(backbone)).to(tuning.device)
     head = copy.deepcopy(probe) if probe else start_of_classifier(train, tuning.random_state)
     classifier = head.module_.classifier.to(tuning.device)
@@ -165,14 +171,13 @@ def tune_on(
     adapted = add_adapters(network, tuning.rank, tuning.random_state) if tuning.method == "lora" else None
     network.eval()  # adapters come in training mode
     weights = [weight for part in (network, classifier) for weight in part.parameters() if weight.requires_grad]
-    samples = _Samples(task, _rows_of(task, train), np.asarray(train.values),
-                       np.searchsorted(head.classes_, train.labels))  # fmt: skip
-    curve = _train(_trainable(encoder, backbone), classifier, weights, samples, settings, tuning, progress)
+    codes = np.searchsorted(head.classes_, train.labels)
+    samples = _Samples(task, _rows_of(task, train), np.asarray(train.values), codes)
+    head.loss_curve_ = _train(_trainable(encoder, backbone), classifier, weights, samples, tuning, progress)
     if adapted is not None:
         adapted.merge_and_unload()
     tuned = encoder.requires_grad_(False).eval().cpu()
     classifier.cpu()
-    head.loss_curve_ = curve
     count = sum(weight.numel() for weight in weights if weight.grad is not None)
     name = f"{backbone.name}, {tuning.method} tuning"
     return TunedModel(
@@ -205,31 +210,30 @@ def _train(
     classifier: nn.Linear,
     weights: list[nn.Parameter],
     samples: _Samples,
-    settings: TrainingSettings,
     tuning: Tuning,
     progress: bool,
 ) -> list[float]:
     """Train the weights in place; return the mean loss of each epoch."""
     count = len(samples.rows)
-    generator, bounds = torch.Generator().manual_seed(tuning.random_state), settings.bounds_for(count)
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    curve = []
+    generator, bounds = torch.Generator().manual_seed(tuning.random_state), batch_bounds(count, tuning.batch_size)
+    optimizer = torch.optim.AdamW(weights, lr=tuning.learning_rate, weight_decay=tuning.weight_decay, fused=True)
+    schedule = cosine_schedule(optimizer, tuning.epochs * len(bounds))
+    loss_weights, curve = term_weights(tuning.weights, "paper"), []
     for epoch in tqdm(range(tuning.epochs), "tuning", disable=not progress, unit="epoch", leave=False):
         order, total = torch.randperm(count, generator=generator), 0.0
-        for step, (start, stop) in enumerate(bounds):
+        for start, stop in bounds:
             inputs, F, codes = samples.batch(order[start:stop], tuning.device)
-            loss = tuning_loss(encode(inputs), F, codes, classifier, settings.term_weights)
-            share = (1 + math.cos(math.pi * (epoch + step / len(bounds)) / tuning.epochs)) / 2
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * share
+            loss = tuning_loss(encode(inputs), F, codes, classifier, loss_weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             total += loss.item() * len(codes)
         curve.append(total / count)
         if not math.isfinite(curve[-1]):
             raise InvalidInputError(
                 f"Expected a finite loss, got {curve[-1]} in epoch {epoch + 1} of {tuning.epochs}: tuning diverged. "
-                f"Lower learning_rate (now {settings.learning_rate:g})."
+                f"Lower learning_rate (now {tuning.learning_rate:g})."
             )
     return curve
 

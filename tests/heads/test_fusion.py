@@ -7,7 +7,7 @@ import torch
 from nml_kit import LinearProbe, MLPTune, NMTune, extract_features, load_backbone
 from nml_kit.backbones import ImageTransform, build_network
 from nml_kit.errors import InvalidInputError
-from nml_kit.heads.fusion import fuse_head
+from nml_kit.heads import fuse_head
 from nml_kit.tuning import Tuning, fine_tune
 
 SMALL = ImageTransform(resize=32, crop=32)

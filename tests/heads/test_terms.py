@@ -199,6 +199,19 @@ def test_bfloat16_is_promoted():
     assert_close(gradient, expected_gradient, 2**-8)  # one rounding to bfloat16
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)], ids=str)
+def test_each_gradient_owns_its_memory(shape):
+    Z, F = batch(*shape)
+    Z.requires_grad_()
+    terms = nmtune_terms(Z, F)
+    gradients = [torch.autograd.grad(term, Z, retain_graph=True)[0] for term in terms]
+    kept = [gradient.clone() for gradient in gradients]
+    assert not torch.equal(gradients[0], gradients[2])
+    sum(terms).backward()
+    torch.testing.assert_close(Z.grad, sum(kept), rtol=1e-12, atol=1e-15)
+    assert all(torch.equal(gradient, copy) for gradient, copy in zip(gradients, kept, strict=True))
+
+
 def test_rotating_the_features_leaves_mse_and_svd():
     Z, F = batch(10, 14, seed=8)
     rotation = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((14, 14)))[0])

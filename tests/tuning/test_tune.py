@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nml_kit import NMTune, extract_features, load_backbone, load_task
+from nml_kit import extract_features, load_backbone, load_task
 from nml_kit.backbones import ImageTransform, fingerprint_weights
 from nml_kit.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from nml_kit.features import Fold, in_domain_fold, samples_to_test, samples_to_train
@@ -252,7 +252,3 @@ def test_an_unknown_method_and_a_divergence_are_named(task, store, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependencyError, match=r"nml_kit\[hub\]"):
         fine_tune(task, backbone, quick(method="lora"), store=store, progress=False)
-
-
-def test_weights_are_those_of_nmtune():
-    assert Tuning(weights=None)._settings().term_weights == NMTune()._settings().term_weights
