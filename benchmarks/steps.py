@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, compare, where_time_goes
-from nml_kit.heads import Stack, Trainee, TrainingSettings, build_network
+from nml_kit.heads import NMTune
 
 NUM_CLASSES = 10
 # hidden width as a multiple of D, samples M, features D, target against the textbook step
@@ -54,20 +54,11 @@ def textbook_step(multiple: int, samples: int, features: int) -> Callable[[], No
     return lambda: step(F)
 
 
-def our_step(multiple: int, samples: int, features: int, weight: float) -> Callable[[], None]:
-    """The step of the package's own training loop; weight 0 is a plain MLP step."""
-    network = build_network(features, NUM_CLASSES, "paper", multiple * features, torch.Generator().manual_seed(0))
-    settings = TrainingSettings("paper", (weight,) * 3, 1, samples, 1e-3, 1e-4, False)
-    codes = torch.randint(0, NUM_CLASSES, (samples,))
-    stack = Stack([Trainee(network, settings, torch.arange(samples), codes, order_seed=0)])
-    optimizer = stack.optimizer()
-    F, y = torch.randn(1, samples, features), codes.view(1, samples, 1)
-
-    def run() -> None:
-        stack.loss_and_gradients(F, y)
-        optimizer.step(1.0)
-
-    return run
+def our_fit(multiple: int, samples: int, features: int, weight: float, steps: int) -> Callable[[], None]:
+    """A fit of the package of so many steps on one batch; weight 0 is plain MLP tuning."""
+    F, y = torch.randn(samples, features), torch.arange(samples) % NUM_CLASSES
+    head = NMTune(weights=weight, hidden=multiple * features, epochs=steps, batch_size=samples)
+    return lambda: head.fit(F, y)
 
 
 def products_alone(multiple: int, samples: int, features: int) -> Callable[[], None]:
@@ -87,31 +78,39 @@ def products_alone(multiple: int, samples: int, features: int) -> Callable[[], N
     return run
 
 
+def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            step()
+
+    return run
+
+
 def rows() -> Iterator[Row]:
     for multiple, samples, features, target in SHAPES:
-        size = f"{multiple} D hidden, M = {samples}, D = {features}"
-        shape = (multiple, samples, features)
-        floor = products_alone(*shape)
+        size, shape = f"{multiple} D hidden, M = {samples}, D = {features}", (multiple, samples, features)
         large = multiple == 4 and features == 2048
-        ours = our_step(*shape, 0.01)
-        loops = 20 if features == 512 else 3 if samples <= 256 else 1
+        steps = 50 if features == 512 else 10 if samples <= 256 else 3
+        ours, floor = our_fit(*shape, 0.01, steps), repeated(products_alone(*shape), steps)
         yield compare(
             f"NMTune step, {size}",
             "textbook: full SVD, D×D covariance, autograd, default AdamW",
             ours,
-            textbook_step(*shape),
+            repeated(textbook_step(*shape), steps),
             floor=floor,
             target=target,
             target_floor=0.65 if large else None,
-            loops=loops,
-            note=where_time_goes(ours),
+            scale=1 / steps,
+            other_scale=1 / steps,
+            note=where_time_goes(ours, 1),
         )
         yield compare(
             f"NMTune step, {size}",
             "our plain MLP step, same optimiser",
             ours,
-            our_step(*shape, 0.0),
+            our_fit(*shape, 0.0, steps),
             floor=floor,
             target=1 / 1.08 if large and samples <= 256 else None,
-            loops=loops,
+            scale=1 / steps,
+            other_scale=1 / steps,
         )
