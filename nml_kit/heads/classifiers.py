@@ -15,23 +15,12 @@ import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.heads.inputs import (
-    Mask,
-    finite_blocks,
-    on_host,
-    require,
-    require_finite,
-    training_rows,
-    validated_features,
-)
-from nml_kit.heads.networks import build_network
+from nml_kit.heads.inputs import Mask, finite_blocks, require, validated_features
 from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
-from nml_kit.heads.training import Trainee, TrainingSettings, train
+from nml_kit.heads.training import TrainingSettings, fit_together
 
 _DTYPES = ("float32", "float64")
 # With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
@@ -60,7 +49,7 @@ class _Head(ClassifierMixin, BaseEstimator):
         than two classes, settings out of range or a training that diverges, and ValueError when X and y differ in
         length.
         """
-        _fit_together([self], X, y, [None])
+        fit_together([self], X, y, [None])
         return self
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:
@@ -283,39 +272,5 @@ def fit_heads(
     masks = [None] * len(fitted) if sample_masks is None else list(sample_masks)
     if len(masks) != len(fitted):
         raise InvalidInputError(f"Expected one sample mask per head, got {len(masks)} for {len(fitted)} heads.")
-    _fit_together(fitted, X, y, masks)
+    fit_together(fitted, X, y, masks)
     return fitted
-
-
-def _fit_together(heads: Sequence[_Head], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
-    """Fit heads in place, each on the rows of its mask (None: all)."""
-    y = on_host(y)
-    checked: dict[str, tuple[torch.Tensor, NDArray[Any], dict[str, Any]]] = {}
-    subsets: dict[tuple[str, bytes], tuple[NDArray[Any], torch.Tensor, torch.Tensor]] = {}
-    trainees = []
-    for head, mask in zip(heads, masks, strict=True):
-        settings, dtype = head._settings(), head.dtype
-        checked[dtype] = checked.get(dtype) or _checked(head, X, y)
-        features, labels, seen = checked[dtype]
-        key = dtype, b"" if mask is None else np.asarray(mask).tobytes()
-        subsets[key] = subsets.get(key) or training_rows(labels, mask, features.device)
-        head.classes_, rows, codes = subsets[key]
-        for name, value in seen.items():
-            setattr(head, name, value)
-        # Two streams, so that heads of different shapes with one seed see the batches in one order.
-        seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
-        generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(features.shape[1])
-        network = build_network(features.shape[1], len(head.classes_), head._tuner_recipe(), widths, generator)
-        network.to(head.device, getattr(torch, dtype))
-        trainees.append(Trainee(network, settings, features, rows, codes, int(seeds[1])))
-    for head, trainee, curve in zip(heads, trainees, train(trainees), strict=True):
-        head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
-
-
-def _checked(head: _Head, X: Any, y: Any) -> tuple[torch.Tensor, NDArray[Any], dict[str, Any]]:
-    """Check X and y for the heads of one dtype; return both, and what scikit-learn keeps of the features' form."""
-    features, labels = validated_features(head, X, y)
-    require_finite(features, head.dtype, source=X)
-    check_classification_targets(labels)
-    names = ("n_features_in_", "feature_names_in_")
-    return features, labels, {name: getattr(head, name) for name in names if hasattr(head, name)}

@@ -1,19 +1,25 @@
-"""The loop that trains heads: those of one shape side by side, as one stack, on features as they lie, by index."""
+"""From arrays to trained heads: those of one shape side by side, as one stack, on features as they lie, by index."""
 
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nml_kit.errors import InvalidInputError
-from nml_kit.heads.networks import HeadNetwork, stack_networks, unstack_networks
+from nml_kit.heads.inputs import Mask, on_host, require_finite, training_rows, validated_features
+from nml_kit.heads.networks import HeadNetwork, build_network, stack_networks, unstack_networks
 from nml_kit.heads.terms import Recipe, stacked_terms
 
 _DEFAULT_EPOCHS = 30  # the authors' commands
@@ -71,6 +77,40 @@ class Trainee:
     def batches_key(self) -> Hashable:
         """What heads that see the same batches have in common."""
         return id(self.X), id(self.rows), id(self.codes), self.order_seed
+
+
+def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
+    """Fit heads in place, each on the rows of its mask (None: all)."""
+    y = on_host(y)
+    checked: dict[str, tuple[Tensor, NDArray[Any], dict[str, Any]]] = {}
+    subsets: dict[tuple[str, bytes], tuple[NDArray[Any], Tensor, Tensor]] = {}
+    trainees = []
+    for head, mask in zip(heads, masks, strict=True):
+        settings, dtype = head._settings(), head.dtype
+        checked[dtype] = checked.get(dtype) or _checked(head, X, y)
+        features, labels, seen = checked[dtype]
+        key = dtype, b"" if mask is None else np.asarray(mask).tobytes()
+        subsets[key] = subsets.get(key) or training_rows(labels, mask, features.device)
+        head.classes_, rows, codes = subsets[key]
+        for name, value in seen.items():
+            setattr(head, name, value)
+        # Two streams, so that heads of different shapes with one seed see the batches in one order.
+        seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
+        generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(features.shape[1])
+        network = build_network(features.shape[1], len(head.classes_), head._tuner_recipe(), widths, generator)
+        network.to(head.device, getattr(torch, dtype))
+        trainees.append(Trainee(network, settings, features, rows, codes, int(seeds[1])))
+    for head, trainee, curve in zip(heads, trainees, train(trainees), strict=True):
+        head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
+
+
+def _checked(head: Any, X: Any, y: Any) -> tuple[Tensor, NDArray[Any], dict[str, Any]]:
+    """Check X and y for the heads of one dtype; return both, and what scikit-learn keeps of the features' form."""
+    features, labels = validated_features(head, X, y)
+    require_finite(features, head.dtype, source=X)
+    check_classification_targets(labels)
+    names = ("n_features_in_", "feature_names_in_")
+    return features, labels, {name: getattr(head, name) for name in names if hasattr(head, name)}
 
 
 def train(trainees: Sequence[Trainee]) -> list[list[float]]:

@@ -18,7 +18,8 @@ from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.spectrum.rows import FloatArray
 
 FAMILIES = ("flat tail", "geometric decay", "equal directions")
-_RANKME_EPSILON = 1e-7  # the ε of Garrido et al. 2023, for float32 features
+_RANKME_EPSILON = 1e-7  # for float32 features
+_ALPHA_RANKS = (11, 500)  # counted from 1, both included
 
 
 def singular_value_entropy(singular_values: ArrayLike) -> float:
@@ -46,84 +47,6 @@ def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
     return _nonnegative(-np.log(_shares(_spectrum(singular_values))[0]))
 
 
-def effective_rank(singular_values: ArrayLike) -> float:
-    """Return the effective rank exp(SVE), between 1 and r.
-
-    `singular_values` is (r,). Roy & Vetterli, EUSIPCO 2007. Constant matrix: 1.
-
-    >>> round(effective_rank([1.0, 1.0, 0.0]), 6)
-    2.0
-    """
-    return float(np.exp(singular_value_entropy(singular_values)))
-
-
-def rankme(singular_values: ArrayLike) -> float:
-    """Return RankMe, exp(−Σ p ln p) with p_i = σ_i / Σσ + 1e-7.
-
-    `singular_values` is (r,): the values themselves, not their squares. Garrido et al., ICML 2023, equation 1
-    and its ε. It exceeds `effective_rank` by a little where the spectrum has many zeros. Constant matrix: 1 +
-    O(r · 1e-6).
-
-    >>> round(rankme([1.0, 1.0]), 4)
-    2.0
-    """
-    shares = _shares(_spectrum(singular_values)) + _RANKME_EPSILON
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def stable_rank(singular_values: ArrayLike) -> float:
-    """Return the stable rank ‖X‖²_F / σ₁² = Σσ² / σ₁², between 1 and r.
-
-    `singular_values` is (r,). Rudelson & Vershynin, J. ACM 2007. Constant matrix: 1.
-
-    >>> stable_rank([2.0, 2.0, 1.0])
-    2.25
-    """
-    return float(np.square(_spectrum(singular_values)).sum())
-
-
-def participation_ratio(singular_values: ArrayLike) -> float:
-    """Return the participation ratio (Σλ)² / Σλ² of the eigenvalues λ = σ², between 1 and r.
-
-    `singular_values` is (r,). Gao et al., bioRxiv 2017; of the covariance when the values come from
-    `center="feature"`. Constant matrix: 1.
-
-    >>> participation_ratio([1.0, 1.0, 1.0, 0.0])
-    3.0
-    """
-    eigenvalues = np.square(_spectrum(singular_values))
-    return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
-
-
-def alpha_exponent(singular_values: ArrayLike, *, first_rank: int = 11, last_rank: int = 500) -> float:
-    """Return the exponent α of the power law λ_i ∝ i^(−α) fitted to the eigenvalues λ = σ².
-
-    `singular_values` is (r,). Least squares of ln λ on ln i, each rank weighted by 1/i so that every decade
-    counts alike, over the ranks `first_rank` … `last_rank` (counted from 1, both included; cut at the
-    numerical rank, σ > ε·r·σ₁): the fit and the window 11–500 of Stringer et al., Nature 2019, taken up by
-    α-ReQ (Agrawal et al., NeurIPS 2022). NaN when fewer than two such values lie in the window, as for a
-    constant matrix or r < 12: nothing decays there. Raises InvalidInputError unless 1 ≤ first_rank <
-    last_rank.
-
-    >>> import numpy as np
-    >>> round(alpha_exponent(np.arange(1, 101) ** -0.5), 6)
-    1.0
-    """
-    if not 1 <= first_rank < last_rank:
-        raise InvalidInputError(
-            f"Expected 1 <= first_rank < last_rank, got first_rank={first_rank}, last_rank={last_rank}."
-        )
-    values = _spectrum(singular_values)
-    window = values[first_rank - 1 : last_rank]
-    window = window[window > np.finfo(np.float64).eps * len(values)]
-    if len(window) < 2:
-        return math.nan
-    ranks = np.arange(first_rank, first_rank + len(window))
-    # polyfit squares its weights: 1/√i there is 1/i in the sum of squares.
-    slope = np.polyfit(np.log(ranks), 2.0 * np.log(window), 1, w=1.0 / np.sqrt(ranks))[0]
-    return float(-slope)
-
-
 def cumulative_energy(singular_values: ArrayLike) -> Float[np.ndarray, " r"]:
     """Return the share of Σσ² that the first 1, 2, …, r directions hold.
 
@@ -139,22 +62,33 @@ def cumulative_energy(singular_values: ArrayLike) -> Float[np.ndarray, " r"]:
 
 
 def spectrum_metrics(singular_values: ArrayLike) -> dict[str, float]:
-    """Return every scalar metric of a spectrum by name.
+    """Return every scalar metric of a spectrum by name; `singular_values` is (r,).
 
-    `singular_values` is (r,). Keys: sve, lsvr, effective_rank, rankme, stable_rank, participation_ratio and
-    alpha_exponent (NaN where undefined); each is the function of that name with its defaults.
+    - sve, lsvr: see the functions of these names, nats
+    - effective_rank: exp(SVE), from 1 to r (Roy & Vetterli, EUSIPCO 2007)
+    - rankme: exp(−Σ p ln p) with p_i = σ_i / Σσ + 1e-7, of values, not squares (Garrido et al., ICML 2023, equation 1)
+    - stable_rank: Σσ² / σ₁², from 1 to r (Rudelson & Vershynin, J. ACM 2007)
+    - participation_ratio: (Σλ)² / Σλ², from 1 to r (Gao et al., bioRxiv 2017), of the covariance where values are of
+      centred features
+    - alpha_exponent: α of λ_i ∝ i^(−α), see below; NaN with fewer than two values in its window, as for r < 12
+
+    α is fitted by least squares of ln λ on ln i, each rank weighted by 1/i so that every decade counts alike, over the
+    ranks 11 to 500, cut at the numerical rank σ > ε·r·σ₁ (Stringer et al., Nature 2019; Agrawal et al., NeurIPS 2022).
 
     >>> {name: round(value, 3) for name, value in spectrum_metrics([2.0, 1.0, 1.0]).items() if value < 1.2}
     {'sve': 1.04, 'lsvr': 0.693}
     """
+    values = _spectrum(singular_values)
+    sve, eigenvalues = singular_value_entropy(values), np.square(values)
+    shares = _shares(values) + _RANKME_EPSILON
     return {
-        "sve": singular_value_entropy(singular_values),
-        "lsvr": largest_singular_value_ratio(singular_values),
-        "effective_rank": effective_rank(singular_values),
-        "rankme": rankme(singular_values),
-        "stable_rank": stable_rank(singular_values),
-        "participation_ratio": participation_ratio(singular_values),
-        "alpha_exponent": alpha_exponent(singular_values),
+        "sve": sve,
+        "lsvr": largest_singular_value_ratio(values),
+        "effective_rank": float(np.exp(sve)),
+        "rankme": float(np.exp(-(shares * np.log(shares)).sum())),
+        "stable_rank": float(eigenvalues.sum()),
+        "participation_ratio": float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum()),
+        "alpha_exponent": _alpha_exponent(values),
     }
 
 
@@ -215,6 +149,17 @@ def family_spectra(lsvr: float, r: int) -> pd.DataFrame:
         for family in FAMILIES
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def _alpha_exponent(values: FloatArray) -> float:
+    first, last = _ALPHA_RANKS
+    window = values[first - 1 : last]
+    window = window[window > np.finfo(np.float64).eps * len(values)]
+    if len(window) < 2:
+        return math.nan
+    ranks = np.arange(first, first + len(window))
+    # polyfit squares its weights: 1/√i there is 1/i in the sum of squares.
+    return -float(np.polyfit(np.log(ranks), 2.0 * np.log(window), 1, w=1.0 / np.sqrt(ranks))[0])
 
 
 def _spectrum(singular_values: ArrayLike) -> FloatArray:

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,31 +13,14 @@ from hypothesis.extra.numpy import arrays
 from nml_kit.errors import InvalidInputError, PrecisionLossError, UnknownNameError
 from nml_kit.spectrum import (
     SpectrumAccumulator,
-    cumulative_energy,
     grouped_singular_values,
     largest_singular_value_ratio,
     singular_value_entropy,
     singular_values,
     spectra_of_subsets,
-    spectrum_metrics,
-)
-from nml_kit.spectrum.metrics import (
-    alpha_exponent,
-    effective_rank,
-    participation_ratio,
-    rankme,
-    stable_rank,
 )
 
 CENTERS = ["none", "feature", "sample"]
-METRICS = [
-    singular_value_entropy,
-    largest_singular_value_ratio,
-    effective_rank,
-    rankme,
-    stable_rank,
-    participation_ratio,
-]
 
 
 def matrix(kind, num_samples, num_features, seed=0):
@@ -465,115 +447,3 @@ def test_bad_subsets_are_named():
         spectra_of_subsets(X, {"later": later, "last": np.arange(600) == 599})
     found = spectra_of_subsets(X, {"before": np.arange(600) < 3})
     np.testing.assert_allclose(found["before", "none"], [3, 0, 0], atol=1e-12)
-
-
-def test_flat_spectrum():
-    flat = np.full(8, 3.0)
-    assert singular_value_entropy(flat) == pytest.approx(math.log(8))
-    assert largest_singular_value_ratio(flat) == pytest.approx(math.log(8))
-    for metric in (effective_rank, stable_rank, participation_ratio):
-        assert metric(flat) == pytest.approx(8)
-    assert rankme(flat) == pytest.approx(8, rel=1e-4)
-    np.testing.assert_allclose(cumulative_energy(flat), np.arange(1, 9) / 8)
-
-
-def test_one_direction():
-    one = np.array([5.0, 0.0, 0.0])
-    assert singular_value_entropy(one) == 0.0
-    assert largest_singular_value_ratio(one) == 0.0
-    for metric in (effective_rank, stable_rank, participation_ratio):
-        assert metric(one) == 1.0
-    assert rankme(one) == pytest.approx(1.0, abs=1e-5)
-    assert math.isnan(alpha_exponent(one))
-    np.testing.assert_array_equal(cumulative_energy(one), np.ones(3))
-
-
-def test_hand_computed_values():
-    values = [2.0, 1.0, 1.0]
-    assert singular_value_entropy(values) == pytest.approx(1.5 * math.log(2))
-    assert largest_singular_value_ratio(values) == pytest.approx(math.log(2))
-    assert stable_rank(values) == pytest.approx(1.5)
-    assert participation_ratio(values) == pytest.approx(36 / 18)
-    np.testing.assert_allclose(cumulative_energy(values), [4 / 6, 5 / 6, 1])
-
-
-def test_entropy_agrees_with_scipy():
-    values = np.random.default_rng(0).random(50)
-    assert singular_value_entropy(values) == pytest.approx(scipy.stats.entropy(values))
-    assert effective_rank(values) == pytest.approx(math.exp(scipy.stats.entropy(values)))
-
-
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.3])
-def test_alpha_of_an_exact_power_law_and_its_window(alpha):
-    eigenvalues = np.arange(1, 301) ** -alpha
-    assert alpha_exponent(np.sqrt(eigenvalues)) == pytest.approx(alpha)
-    eigenvalues[:10] = eigenvalues[9] * 5000  # outside the window 11 … 500
-    assert alpha_exponent(np.sqrt(eigenvalues)) == pytest.approx(alpha)
-    assert alpha_exponent(np.sqrt(eigenvalues), first_rank=1) != pytest.approx(alpha, abs=0.05)
-    rounded_tail = np.concatenate([np.sqrt(eigenvalues), np.full(50, 1e-17)])
-    assert alpha_exponent(rounded_tail) == pytest.approx(alpha)
-
-
-def test_alpha_weighs_each_decade_alike():
-    """Against the weighted normal equations, weights 1/rank, solved here."""
-    values = np.sort(np.random.default_rng(1).random(200))[::-1]
-    ranks = np.arange(11, 201)
-    design = np.stack([-np.log(ranks), np.ones(190)], axis=1)
-    weighted = design / ranks[:, None]
-    slope = np.linalg.solve(weighted.T @ design, weighted.T @ np.log(values[10:] ** 2))[0]
-    assert alpha_exponent(values) == pytest.approx(slope)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    values=arrays(np.float64, st.integers(1, 30), elements=st.one_of(st.just(0.0), st.floats(1e-6, 1e6))).filter(
-        lambda values: values.any()
-    ),
-    factor=st.floats(1e-150, 1e150),
-)
-def test_metrics_are_bounded_and_ignore_scale_and_order(values, factor):
-    size = len(values)
-    for metric in METRICS:
-        value = metric(values)
-        assert metric(values[::-1] * factor) == pytest.approx(value, rel=1e-9, abs=1e-9)
-        lower, upper = (1, size) if metric not in METRICS[:2] else (0, math.log(size))
-        assert lower - 1e-6 <= value <= upper * (1 + 1e-5) + 1e-6
-    assert largest_singular_value_ratio(values) <= singular_value_entropy(values) + 1e-9
-    energy = cumulative_energy(values)
-    assert (np.diff(energy) >= 0).all()
-    assert energy[-1] == 1.0
-
-
-def test_all_metrics_by_name():
-    values = np.random.default_rng(2).random(40)
-    assert spectrum_metrics(values) == {
-        "sve": singular_value_entropy(values),
-        "lsvr": largest_singular_value_ratio(values),
-        "effective_rank": effective_rank(values),
-        "rankme": rankme(values),
-        "stable_rank": stable_rank(values),
-        "participation_ratio": participation_ratio(values),
-        "alpha_exponent": alpha_exponent(values),
-    }
-
-
-@pytest.mark.parametrize("metric", [*METRICS, alpha_exponent, cumulative_energy, spectrum_metrics])
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([1.0, math.nan], "non-negative singular values, got nan at index 1"),
-        ([math.inf], "got inf at index 0"),
-        ([2.0, 1.0, -1.0], "got -1.0 at index 2"),
-        ([0.0, 0.0], "only zeros: the matrix is zero, or constant and centred"),
-        ([], r"shape \(r,\) with r >= 1, got shape \(0,\)"),
-        ([[1.0, 2.0]], r"got shape \(1, 2\). Pass the result of singular_values"),
-    ],
-)
-def test_bad_spectra_are_named(metric, values, message):
-    with pytest.raises(InvalidInputError, match=message):
-        metric(values)
-
-
-def test_bad_window_is_named():
-    with pytest.raises(InvalidInputError, match="got first_rank=5, last_rank=5"):
-        alpha_exponent([1.0], first_rank=5, last_rank=5)
