@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.heads.inputs import Mask, finite_blocks, require, validated_features
 from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
-from nml_kit.heads.training import TrainingSettings, fit_together
+from nml_kit.heads.training import fit_together
 
 _DTYPES = ("float32", "float64")
 # With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
@@ -80,22 +80,16 @@ class _Head(ClassifierMixin, BaseEstimator):
     def _term_weights(self) -> tuple[float, float, float]:
         return (0.0, 0.0, 0.0)
 
-    def _settings(self) -> TrainingSettings:
+    def _check_settings(self) -> None:
+        """Raise InvalidInputError for settings out of range."""
         require(self.epochs is None or self.epochs >= 1, "epochs of None or at least 1", self.epochs)
         require(self.batch_size >= 2, "batch_size of at least 2 (one has no variance)", self.batch_size)
         require(0 < self.learning_rate < math.inf, "a positive learning_rate", self.learning_rate)
         require(0 <= self.weight_decay < math.inf, "a weight_decay of at least 0", self.weight_decay)
         if self.dtype not in _DTYPES:
             raise unknown_name("dtype", self.dtype, _DTYPES)
-        return TrainingSettings(
-            recipe=self._tuner_recipe() or "paper",
-            term_weights=self._term_weights(),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            verbose=self.verbose,
-        )
+        self._tuner_recipe()
+        self._term_weights()
 
 
 HeadT = TypeVar("HeadT", bound=_Head)

@@ -32,46 +32,37 @@ _LEAST_STEPS = 500
 _BYTES_TOGETHER = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What the training loop needs to know; `epochs=None` means 30, or more on few samples."""
-
-    recipe: Recipe
-    term_weights: tuple[float, float, float]
-    epochs: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    verbose: bool
-
-    def epochs_for(self, num_samples: int) -> int:
-        return self.epochs or max(
-            _DEFAULT_EPOCHS, math.ceil(_LEAST_STEPS / len(batch_bounds(num_samples, self.batch_size)))
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Trainee:
-    """A head to train on the rows (n,) of features X (N, D), in any float dtype and on any device.
+    """A head to train, by the settings of the estimator `head`, on the rows (n,) of features X (N, D).
 
-    `codes` (n,) int64 are the labels of these rows in 0 … K−1; rows and codes lie where X does. The order of the
-    samples in each epoch is drawn from `order_seed`.
+    X has any float dtype and lies on any device. `codes` (n,) int64 are the labels of these rows in 0 … K−1; rows and
+    codes lie where X does. The order of the samples in each epoch is drawn from `order_seed`.
     """
 
+    head: Any
     network: HeadNetwork
-    settings: TrainingSettings
     X: Float[Tensor, "n_all d"]
     rows: Int[Tensor, " n"]
     codes: Int[Tensor, " n"]
     order_seed: int
 
     @property
+    def bounds(self) -> list[tuple[int, int]]:
+        return batch_bounds(len(self.rows), self.head.batch_size)
+
+    @property
+    def epochs(self) -> int:
+        epochs: int = self.head.epochs or max(_DEFAULT_EPOCHS, math.ceil(_LEAST_STEPS / len(self.bounds)))
+        return epochs
+
+    @property
     def kind(self) -> Hashable:
         """What heads must have in common to be one stack."""
-        like = self.network.classifier.weight
+        like, head = self.network.classifier.weight, self.head
         shapes = tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters())
-        size = len(self.rows), self.settings.batch_size, self.settings.epochs_for(len(self.rows))
-        return shapes, like.dtype, like.device, self.settings.recipe, any(self.settings.term_weights), size
+        size = len(self.rows), head.batch_size, self.epochs
+        return shapes, like.dtype, like.device, head._tuner_recipe(), any(head._term_weights()), size
 
     @property
     def batches_key(self) -> Hashable:
@@ -86,7 +77,8 @@ def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mas
     subsets: dict[tuple[str, bytes], tuple[NDArray[Any], Tensor, Tensor]] = {}
     trainees = []
     for head, mask in zip(heads, masks, strict=True):
-        settings, dtype = head._settings(), head.dtype
+        head._check_settings()
+        dtype = head.dtype
         checked[dtype] = checked.get(dtype) or _checked(head, X, y)
         features, labels, seen = checked[dtype]
         key = dtype, b"" if mask is None else np.asarray(mask).tobytes()
@@ -99,7 +91,7 @@ def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mas
         generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(features.shape[1])
         network = build_network(features.shape[1], len(head.classes_), head._tuner_recipe(), widths, generator)
         network.to(head.device, getattr(torch, dtype))
-        trainees.append(Trainee(network, settings, features, rows, codes, int(seeds[1])))
+        trainees.append(Trainee(head, network, features, rows, codes, int(seeds[1])))
     for head, trainee, curve in zip(heads, trainees, train(trainees), strict=True):
         head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
 
@@ -157,50 +149,49 @@ def _stacks(trainees: Sequence[Trainee]) -> Iterator[list[int]]:
 
 
 def _train_stack(trainees: Sequence[Trainee]) -> list[list[float]]:
-    settings, num_samples = trainees[0].settings, len(trainees[0].rows)
-    bounds, epochs = batch_bounds(num_samples, settings.batch_size), settings.epochs_for(num_samples)
+    heads, recipe = [trainee.head for trainee in trainees], trainees[0].head._tuner_recipe()
+    num_samples, bounds, epochs = len(trainees[0].rows), trainees[0].bounds, trainees[0].epochs
     stack = stack_networks([trainee.network for trainee in trainees])
     like = stack.classifier.weight
-    term_weights = like.new_tensor([trainee.settings.term_weights for trainee in trainees]).T
-    optimizer = _optimizer(stack, [trainee.settings for trainee in trainees])
+    term_weights = like.new_tensor([head._term_weights() for head in heads]).T
+    optimizer = _optimizer(stack, [(head.learning_rate, head.weight_decay) for head in heads])
     schedule = cosine_schedule(optimizer, epochs * len(bounds))
     batches = _batches(trainees, bounds)
     curves = []
-    for epoch in tqdm(range(epochs), disable=not any(trainee.settings.verbose for trainee in trainees), unit="epoch"):
+    for epoch in tqdm(range(epochs), disable=not any(head.verbose for head in heads), unit="epoch"):
         total = like.new_zeros(len(trainees))
         for _ in bounds:
             F, codes = next(batches)
-            loss = _losses(stack, F.to(like), codes.to(like.device), settings.recipe, term_weights)
+            loss = _losses(stack, F.to(like), codes.to(like.device), recipe, term_weights)
             stack.zero_grad(set_to_none=False)
             loss.sum().backward()
             optimizer.step()
             schedule.step()
             total += loss.detach() * codes.shape[1]
         curves.append((total / num_samples).tolist())
-        _require_finite(curves[-1], trainees, epoch, epochs)
+        _require_finite(curves[-1], heads, epoch, epochs)
     unstack_networks(stack, [trainee.network for trainee in trainees])
     return [list(curve) for curve in zip(*curves, strict=True)]
 
 
-def _losses(stack: HeadNetwork, F: Tensor, codes: Tensor, recipe: Recipe, term_weights: Tensor) -> Tensor:
+def _losses(stack: HeadNetwork, F: Tensor, codes: Tensor, recipe: Recipe | None, term_weights: Tensor) -> Tensor:
     """The loss (H,) of each head on a batch F (H or 1, M, D), codes (H or 1, M); term_weights are (3, H)."""
     Z, logits = stack(F)
     codes = codes.expand(logits.shape[:2])
     loss = functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes).mean(dim=1)
-    if term_weights.any():
+    if recipe and term_weights.any():
         loss = loss + (term_weights * stacked_terms(Z, F, recipe)).sum(dim=0)
     return loss
 
 
-def _optimizer(stack: HeadNetwork, settings: Sequence[TrainingSettings]) -> torch.optim.Optimizer:
-    """AdamW with the learning rate and weight decay of each head.
+def _optimizer(stack: HeadNetwork, rates: Sequence[tuple[float, float]]) -> torch.optim.Optimizer:
+    """AdamW with the (learning rate, weight decay) of each head.
 
     Heads that differ in them are parameter groups of their own, each a slice of the stack. Gradients are written in
     place, so that the slices see them and no memory is mapped anew.
     """
     for parameter in stack.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    rates = [(setting.learning_rate, setting.weight_decay) for setting in settings]
     slices = [slice(head, head + 1) for head in range(len(rates))] if len(set(rates)) > 1 else [slice(None)]
     groups = [
         {"params": [_view(parameter, part) for parameter in stack.parameters()], "lr": rate, "weight_decay": decay}
@@ -232,10 +223,10 @@ def _batches(trainees: Sequence[Trainee], bounds: list[tuple[int, int]]) -> Iter
             yield torch.stack(features), torch.stack(codes)
 
 
-def _require_finite(losses: list[float], trainees: Sequence[Trainee], epoch: int, epochs: int) -> None:
-    for loss, trainee in zip(losses, trainees, strict=True):
+def _require_finite(losses: Sequence[float], heads: Sequence[Any], epoch: int, epochs: int) -> None:
+    for loss, head in zip(losses, heads, strict=True):
         if not math.isfinite(loss):
             raise InvalidInputError(
                 f"Expected a finite loss, got {loss} in epoch {epoch + 1} of {epochs}: training diverged. Lower "
-                f"learning_rate (now {trainee.settings.learning_rate:g}) or scale the features."
+                f"learning_rate (now {head.learning_rate:g}) or scale the features."
             )

@@ -26,12 +26,11 @@ from nml_kit.heads import (
     nmtune_terms,
 )
 from nml_kit.heads.networks import build_network
-from nml_kit.heads.training import Trainee, TrainingSettings, batch_bounds, train
+from nml_kit.heads.training import Trainee, batch_bounds, train
 from nml_kit.spectrum import singular_value_entropy, singular_values
 
 HEADS = [LinearProbe, MLPTune, NMTune]
 RECIPES = ["paper", "reference"]
-SETTINGS = TrainingSettings("paper", (0, 0, 0), 2, 64, 1e-12, 0.0, False)
 
 
 def blobs(num_samples=200, num_features=12, num_classes=3, seed=0, dtype=np.float32):
@@ -53,7 +52,7 @@ def assert_same_bytes(first, second):
 
 # The only check that skips itself is check_array_api_input, unless scipy was imported with SCIPY_ARRAY_API set:
 # it runs in the test below.
-@parametrize_with_checks([LinearProbe(), MLPTune(), NMTune()])
+@parametrize_with_checks([LinearProbe(), NMTune()])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -61,8 +60,8 @@ def test_scikit_learn_contract(estimator, check):
 def test_array_api_check_in_a_process_of_its_own():
     script = (
         "from sklearn.utils.estimator_checks import check_array_api_input as check\n"
-        "from nml_kit.heads.classifiers import LinearProbe, MLPTune, NMTune\n"
-        "for head in (LinearProbe(epochs=1), MLPTune(epochs=1), NMTune(epochs=1)):\n"
+        "from nml_kit.heads import ExactLinearProbe, LinearProbe, NMTune\n"
+        "for head in (LinearProbe(epochs=1), NMTune(epochs=1), ExactLinearProbe()):\n"
         "    check(type(head).__name__, head, 'numpy', expect_only_array_outputs=False)\n"
         "print('passed')"
     )
@@ -383,7 +382,9 @@ def test_every_sample_is_seen_once_an_epoch():
     network = build_network(12, 3, None, (), torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(network(X)[1], y).item()
-    [curve] = train([Trainee(network, SETTINGS, X, torch.arange(129), y, order_seed=1)])
+    [curve] = train(
+        [Trainee(LinearProbe(epochs=2, learning_rate=1e-12), network, X, torch.arange(129), y, order_seed=1)]
+    )
     assert curve == pytest.approx([expected, expected], rel=1e-5)
     assert all(parameter.grad is None for parameter in network.parameters())
 

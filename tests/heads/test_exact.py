@@ -1,8 +1,5 @@
 """The exact probe against scikit-learn's LogisticRegression, its own gradient, and its errors."""
 
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -37,21 +34,9 @@ def objective(probe, X, codes, C):
     return C * loss + np.square(probe.coef_.astype(np.float64)).sum() / 2
 
 
-@parametrize_with_checks([ExactLinearProbe(), ExactLinearProbe(Cs=[0.1, 1.0, 10.0])])
+@parametrize_with_checks([ExactLinearProbe(Cs=[0.1, 1.0])])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
-
-
-def test_array_api_check_in_a_process_of_its_own():
-    script = (
-        "from sklearn.utils.estimator_checks import check_array_api_input as check\n"
-        "from nml_kit.heads import ExactLinearProbe\n"
-        "check('ExactLinearProbe', ExactLinearProbe(), 'numpy', expect_only_array_outputs=False)\n"
-        "print('passed')"
-    )
-    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "passed", run.stderr
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])
