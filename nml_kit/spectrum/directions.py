@@ -31,15 +31,12 @@ def singular_directions(X: ArrayLike) -> tuple[Float[np.ndarray, "n r"], Float[n
 def class_separation(loadings: ArrayLike, labels: ArrayLike) -> Float[np.ndarray, " r"]:
     """Return how well each direction parts the classes: η², the share (fraction) of the variance between classes.
 
-    `loadings` (N, r), `labels` (N,). 1: every class is one point on the direction; 0: all classes have one mean, or
-    nothing varies. Raises InvalidInputError if the lengths differ. Source: the correlation ratio (Fisher 1925).
+    `loadings` (N, r), `labels` (N,). Where nothing varies it is 0. Source: the correlation ratio (Fisher 1925).
 
     >>> class_separation([[1.0, 0.0], [1.0, 1.0], [3.0, 0.0], [3.0, 1.0]], [0, 0, 1, 1]).tolist()
     [1.0, 0.0]
     """
-    loadings, labels = np.asarray(loadings, dtype=np.float64), np.asarray(labels)
-    if loadings.ndim != 2 or labels.shape != loadings.shape[:1]:
-        raise InvalidInputError(f"Expected loadings (N, r) and labels (N,), got {loadings.shape} and {labels.shape}.")
+    loadings = np.asarray(loadings, dtype=np.float64)
     centred = loadings - loadings.mean(axis=0)
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), loadings.shape[1]))
@@ -50,8 +47,6 @@ def class_separation(loadings: ArrayLike, labels: ArrayLike) -> Float[np.ndarray
 
 def strongest_samples(loadings: ArrayLike, index: int, count: int) -> NDArray[np.intp]:
     """Return the `count` samples with the largest absolute loading on direction `index` (from 1), largest first.
-
-    Raises InvalidInputError for an index out of range.
 
     >>> strongest_samples([[1.0], [-3.0], [2.0]], 1, 2).tolist()
     [1, 2]
@@ -69,7 +64,7 @@ def described_direction(
     class_names: Sequence[str],
     count: int,
 ) -> tuple[NDArray[np.intp], list[str], str]:
-    """The samples that load most on direction `index` (from 1), a caption for each, and what parts the classes.
+    """Return the samples that load most on direction `index` (from 1), a caption for each, and what parts the classes.
 
     Raises InvalidInputError for an index out of range.
 
