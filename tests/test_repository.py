@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+
+from nml_kit.store import read_yaml
 
 ROOT = Path(__file__).parents[1]
 # The rooms of the house, from the first to the last: a file imports from its own room and from those before it.
@@ -94,7 +95,7 @@ def declared_dependencies() -> dict[str, str]:
 
 
 def test_conda_environment_declares_the_same_packages_and_bounds():
-    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    listed = read_yaml(ROOT / "environment.yml")["dependencies"]
     *by_conda, by_pip = listed
     *only_pip, package = by_pip["pip"]
     bounded = [*filter(lambda item: ">=" in item, by_conda), *only_pip]

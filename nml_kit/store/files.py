@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: named tensors (safetensors) and JSON."""
+"""Files written whole or not at all (tensors as safetensors, JSON), and readers that refuse all else by our errors."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from nml_kit.errors import DataFileError, InvalidInputError, StoreError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_DEEPEST = 100  # levels of lists and objects in a JSON file
+_LONGEST_YAML = 50_000  # characters
+_LARGEST_YAML = 100_000  # values, with each alias counted as what it stands for
 
 
 def write_tensors(
@@ -82,31 +83,14 @@ def write_json(path: Path | str, content: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; raises DataFileError when it is missing, not JSON, or nothing that `write_json` writes.
 
-    That is: a name twice in one object, half a surrogate pair, lists in lists without end.
+    That is half a surrogate pair, or lists in lists without end.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_distinct)
-        _require_writable(content, _DEEPEST)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        json_text(content)
         return content
     except (OSError, ValueError, RecursionError) as error:
         raise DataFileError(f"Expected a JSON file at {path}, got: {error}; make it again.") from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("an object with one name twice")
-    return found
-
-
-def _require_writable(content: Any, levels: int) -> None:
-    if not levels:
-        raise ValueError(f"more than {_DEEPEST} levels")
-    if isinstance(content, str):
-        content.encode()
-    for part in content if isinstance(content, list | dict) else ():
-        _require_writable(part, levels - 1)
-    for part in content.values() if isinstance(content, dict) else ():
-        _require_writable(part, levels - 1)
 
 
 def json_text(content: Any) -> str:
@@ -119,13 +103,48 @@ def json_text(content: Any) -> str:
     return text
 
 
-def stays_inside(name: str, flavour: type[PurePath] = PurePath) -> bool:
+def read_yaml(path: Path | str) -> Any:
+    """Read a YAML file; raises DataFileError if it cannot be read, InvalidInputError if it is not plain YAML."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_LONGEST_YAML + 1).decode("utf-8")
+    except (OSError, ValueError) as error:  # also a path with a NUL, or bytes that are no UTF-8
+        raise DataFileError(f"Expected a YAML file at {path}, got: {error}.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Read plain YAML 1.2 without repeated keys; raises InvalidInputError that names `origin` for anything else."""
+    from ruamel.yaml import YAML, YAMLError  # late, to stay light
+
+    try:
+        if len(text) > _LONGEST_YAML:
+            raise ValueError(f"more than {_LONGEST_YAML:,} characters")
+        if _expanded_size(YAML(typ="safe").compose(text), {}) > _LARGEST_YAML:
+            raise ValueError(f"more than {_LARGEST_YAML:,} values, or an alias inside what it stands for")
+        return YAML(typ="safe").load(text)
+    except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # The constructors of ruamel.yaml raise whatever int(), datetime() and their like raise.
+        raise InvalidInputError(f"Expected YAML in {origin}, got: {str(error) or type(error).__name__}") from error
+
+
+def _expanded_size(node: Any, sizes: dict[int, float]) -> float:
+    """The number of YAML nodes with aliases written out; infinite if one stands for what it is in."""
+    if id(node) not in sizes:
+        sizes[id(node)] = float("inf")  # while its parts are counted
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        pairs_apart = [part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair])]
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in pairs_apart)
+    return sizes[id(node)]
+
+
+def stays_inside(name: str) -> bool:
     """Whether a path that a data file names can be one, and stays in the directory that it is joined to.
 
     >>> stays_inside("a/b"), stays_inside("../b"), stays_inside("/b")
     (True, False, False)
     """
-    path = flavour(name)
+    path = PurePath(name)
     lengths = [len(part.encode("utf-8", "surrogatepass")) for part in path.parts]
     possible = "\0" not in name and max(lengths, default=0) <= 255 and sum(lengths) <= 1000
     return possible and not path.anchor and ".." not in path.parts

@@ -41,30 +41,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"bytes sha256:{hashlib.sha256(value).hexdigest()}"
     if isinstance(value, np.ndarray):
-        dtype, content = _array_content(value)
-        return f"array {dtype} {list(value.shape)} sha256:{hashlib.sha256(content).hexdigest()}"
+        return _plain_array(value)
     raise InvalidInputError(
         "Expected dicts with text keys, lists, str, int, float, bool, None, bytes or arrays to fingerprint, "
         f"got {value!r:.80} ({type(value).__name__}); convert it, as with `.item()` or `dataclasses.asdict`."
     )
 
 
-def _array_content(array: np.ndarray) -> tuple[str, Any]:
-    if array.dtype.kind in "biufcS":
-        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        return array.dtype.name, little_endian.reshape(-1).view(np.uint8)
-    values = array.ravel().tolist()
-    kind = next((kind for kind in (str, bytes) if all(isinstance(value, kind) for value in values)), None)
-    if array.dtype.kind not in "UOT" or kind is None:
-        raise InvalidInputError(
-            f"Expected an array of numbers, of texts or of bytes, got dtype {array.dtype}; convert it or fill its gaps."
-        )
-    encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
-    lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
-    return kind.__name__, lengths.tobytes() + b"".join(encoded)
-
-
-def plain_of_bytes(lengths: Sequence[int], contents: Iterable[bytes]) -> str:
+def plain_of_bytes(lengths: Sequence[int], contents: Iterable[bytes], kind: str = "bytes", shape: Any = None) -> str:
     """What `plain` gives for an array (N,) of bytes, of which only one is held at a time.
 
     Raises ValueError if a content has another length.
@@ -77,4 +61,20 @@ def plain_of_bytes(lengths: Sequence[int], contents: Iterable[bytes]) -> str:
         if len(content) != length:
             raise ValueError(f"expected {length} bytes, got {len(content)}")
         digest.update(content)
-    return f"array bytes {[len(lengths)]} sha256:{digest.hexdigest()}"
+    return f"array {kind} {shape or [len(lengths)]} sha256:{digest.hexdigest()}"
+
+
+def _plain_array(array: np.ndarray) -> str:
+    shape = list(array.shape)
+    if array.dtype.kind in "biufcS":
+        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest = hashlib.sha256(little_endian.reshape(-1).view(np.uint8).data).hexdigest()
+        return f"array {array.dtype.name} {shape} sha256:{digest}"
+    values = array.ravel().tolist()
+    kind = next((kind for kind in (str, bytes) if all(isinstance(value, kind) for value in values)), None)
+    if array.dtype.kind not in "UOT" or kind is None:
+        raise InvalidInputError(
+            f"Expected an array of numbers, of texts or of bytes, got dtype {array.dtype}; convert it or fill its gaps."
+        )
+    encoded = values if kind is bytes else [text.encode("utf-8", "surrogatepass") for text in values]
+    return plain_of_bytes(list(map(len, encoded)), encoded, kind.__name__, shape)

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,42 +34,40 @@ from nml_kit.store.hashing import fingerprint, plain
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REPAIR = "Delete it with `nml store prune --corrupt` and run again."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A verified entry: the directory `path` holds the files that `manifest` names, every byte checked."""
+    """The directory `path` with the files that `manifest` names; of a corrupt one, `problem` and no manifest."""
 
     kind: str
     digest: str
     path: Path
     manifest: dict[str, Any]
+    problem: str = ""
 
     @property
     def card(self) -> dict[str, Any]:
         """What the builder said about the entry."""
         return self.manifest["card"]
 
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(about["bytes"] for about in self.manifest.get("files", {}).values())
+
+    @property
+    def created(self) -> str:
+        """Time of creation in UTC."""
+        return self.manifest.get("created", "")
+
     def tensors(self, name: str = "tensors.safetensors") -> dict[str, np.ndarray]:
         """Read the arrays of file `name`, memory-mapped; raises UnknownNameError when there is none."""
         if name not in self.manifest["files"]:
             raise unknown_name(f"file of {self.kind} entry {self.digest[:12]}", name, self.manifest["files"])
         return read_tensors(self.path / name)
-
-
-@dataclass(frozen=True)
-class EntryInfo:
-    """One line of a listing: size in bytes, UTC time of creation, and the problem found ("" when none)."""
-
-    kind: str
-    digest: str
-    path: Path
-    bytes: int
-    created: str
-    problem: str = ""
 
 
 class Store:
@@ -102,7 +100,7 @@ class Store:
         """Return the entry with this whole `digest`; raises UnknownNameError and CorruptEntryError."""
         path = self.root / "entries" / _safe(kind) / _safe(digest)
         if not os.path.lexists(path):
-            raise unknown_name(f"{kind} entry", digest, (info.digest for info in self.entries(kind)))
+            raise unknown_name(f"{kind} entry", digest, (entry.digest for entry in self.entries(kind)))
         return _verified(path)
 
     def get_or_build(self, kind: str, key: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
@@ -129,35 +127,29 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
         return _verified(target)
 
-    def entries(self, kind: str | None = None) -> Iterator[EntryInfo]:
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """List the entries, of one `kind` or all, by their manifests alone (`verify` checks the bytes)."""
         for path in sorted((self.root / "entries").glob(f"{_safe(kind) if kind else '*'}/*")):
-            size, created, problem = 0, "", ""
-            try:
-                manifest = _manifest(path)
-                size, created = sum(file["bytes"] for file in manifest["files"].values()), manifest["created"]
-            except StoreError as error:
-                problem = str(error)
-            yield EntryInfo(path.parent.name, path.name, path, size, created, problem)
+            yield _listed(path, _manifest)
 
-    def verify(self) -> list[EntryInfo]:
+    def verify(self) -> list[Entry]:
         """Check every byte of every entry and return the corrupt ones, each with its problem."""
-        checked = (replace(info, problem=_problem(info.path)) for info in self.entries())
-        return [info for info in checked if info.problem]
+        checked = (_listed(entry.path, _checked_manifest) for entry in self.entries())
+        return [entry for entry in checked if entry.problem]
 
     def prune(self, *, corrupt_only: bool = False) -> list[Path]:
         """Delete corrupt entries and, unless `corrupt_only`, work that no process holds; return the paths."""
         removed = []
-        for info in self.verify():
-            with self._lock(f"{info.kind}-{info.digest}"), explained(info.path):
-                if not os.path.lexists(info.path) or not _problem(info.path):
+        for entry in self.verify():
+            with self._lock(f"{entry.kind}-{entry.digest}"), explained(entry.path):
+                if not os.path.lexists(entry.path) or not _listed(entry.path, _checked_manifest).problem:
                     continue  # repaired by another process in the meantime
                 # Renamed before it is deleted: no reader sees a part of an entry.
-                aside = temporary_beside(self.root / "work" / info.digest)
+                aside = temporary_beside(self.root / "work" / entry.digest)
                 aside.parent.mkdir(parents=True, exist_ok=True)
-                info.path.rename(aside)
+                entry.path.rename(aside)
                 _delete(aside)
-                removed.append(info.path)
+                removed.append(entry.path)
         for work in [] if corrupt_only else sorted((self.root / "work").glob("*")):
             with suppress(filelock.Timeout), self._lock(work.name, timeout=0), explained(work):
                 _delete(work)
@@ -185,9 +177,13 @@ def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
     for path in sorted(staged.iterdir()):
         fsync(path)
         files[_safe(path.name)] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-    manifest = content | {"format": FORMAT_VERSION, "digest": target.name, "files": files}
-    manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest["versions"] = {"nml_kit": __version__, "numpy": np.__version__, "torch": version("torch")}
+    manifest = content | {
+        "format": FORMAT_VERSION,
+        "digest": target.name,
+        "files": files,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"nml_kit": __version__, "numpy": np.__version__, "torch": version("torch")},
+    }
     manifest = json.loads(json_text(manifest))
     write_json(staged / MANIFEST, manifest | {"checksum": fingerprint(manifest)})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -201,49 +197,45 @@ def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
 
 
 def _verified(path: Path) -> Entry:
-    manifest = _manifest(path)
-    for name, expected in manifest["files"].items():
-        try:
-            found = _sha256(path / _safe(name))
-        except OSError as error:
-            found = f"nothing ({error})"
-        if found != expected["sha256"]:
-            raise CorruptEntryError(f"Expected {path / name} with sha256 {expected['sha256']}, got {found}. {_REPAIR}")
-    return Entry(path.parent.name, path.name, path, manifest)
+    return Entry(path.parent.name, path.name, path, _checked_manifest(path))
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _listed(path: Path, read: Callable[[Path], dict[str, Any]]) -> Entry:
     try:
-        manifest = read_json(path / MANIFEST)
-        found = fingerprint({name: value for name, value in manifest.items() if name != "checksum"})
-        expected = manifest.get("checksum")
-        complete = _is_complete(manifest)
-    except (DataFileError, AttributeError) as error:
-        raise CorruptEntryError(f"Expected a manifest {path / MANIFEST}, got: {error} {_REPAIR}") from error
-    if found != expected or not complete or manifest.get("digest") != path.name:
-        raise CorruptEntryError(
-            f"Expected {path / MANIFEST} with checksum {expected} and digest {path.name}, "
-            f"got checksum {found} and digest {manifest.get('digest')}{'' if complete else ', incomplete'}. {_REPAIR}"
-        )
+        return Entry(path.parent.name, path.name, path, read(path))
+    except StoreError as error:
+        return Entry(path.parent.name, path.name, path, {}, str(error))
+
+
+def _checked_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and check the bytes of all files that it names."""
+    manifest = _manifest(path)
+    for name, about in manifest["files"].items():
+        try:
+            digest = _sha256(path / name)
+        except OSError as error:
+            digest = f"nothing ({error})"
+        if digest != about["sha256"]:
+            raise CorruptEntryError(f"Expected {path / name} with sha256 {about['sha256']}, got {digest}. {_REPAIR}")
     return manifest
 
 
-def _is_complete(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has all that is read from it, the checksum apart."""
-    files = manifest.get("files")
-    plain_files = isinstance(files, dict) and all(
-        _SAFE_NAME.fullmatch(name) and isinstance(about, dict) and type(about.get("bytes")) is int and "sha256" in about
-        for name, about in files.items()
-    )
-    return plain_files and isinstance(manifest.get("card"), dict) and isinstance(manifest.get("created"), str)
-
-
-def _problem(path: Path) -> str:
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and check all that is read from it, for a checksum may fit a forged one."""
     try:
-        _verified(path)
-    except StoreError as error:
-        return str(error)
-    return ""
+        manifest = read_json(path / MANIFEST)
+        files, checksum = manifest["files"], manifest.pop("checksum")
+        if (fingerprint(manifest), manifest["digest"]) != (checksum, path.name):
+            raise ValueError(f"digest {manifest['digest']} or a checksum that is not that of its content")
+        kinds = (type(files), type(manifest["card"]), type(manifest["created"]))
+        sizes = [about["bytes"] for name, about in files.items() if _safe(name) and about["sha256"]]
+        if kinds != (dict, dict, str) or not all(type(size) is int for size in sizes):
+            raise ValueError("other kinds of values")
+        return manifest
+    except (DataFileError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptEntryError(
+            f"Expected the manifest {path / MANIFEST} of an entry with digest {path.name}, got: {error!r} {_REPAIR}"
+        ) from error
 
 
 def _sha256(path: Path) -> str:
@@ -258,7 +250,7 @@ def _delete(path: Path) -> None:
 
 
 def _safe(name: str) -> str:
-    if not _SAFE_NAME.fullmatch(name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InvalidInputError(
             "Expected a name of letters, digits, '_', '-' and '.' that starts with a letter or digit, got "
             f"{name!r}; it becomes the name of a file in the store."

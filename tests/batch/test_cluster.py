@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from distributed import LocalCluster
 from typer.testing import CliRunner
 
@@ -60,7 +59,7 @@ def suite_of_two_stages(root: Path) -> Path:
     ]
     (root / "suites").mkdir()
     suite = root / "suites" / "two.yaml"
-    suite.write_text(yaml.safe_dump({"name": "two", "profile": "smoke", "notebooks": entries}))
+    suite.write_text(json.dumps({"name": "two", "profile": "smoke", "notebooks": entries}))
     return suite
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
 from nml_kit.backbones import load_backbone
@@ -120,7 +119,7 @@ def spectrum_explorer() -> SpectrumExplorer:
 def term_playground() -> TermPlayground:
     downstream = {"id": [TASKS[-1]], "ood": {TASKS[-1]: [EVERY]}}
     profile = load_profile("smoke").model_dump(mode="json", exclude={"name"}) | {"downstream": downstream}
-    Path("hostile.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    Path("hostile.yaml").write_text(json.dumps(profile), encoding="utf-8")
     columns = ["task", "protocol", "test_domain", "objective", "ratio"]
     folds = [(TASKS[-1], protocol, domain, EVERY, 0.3) for protocol, domain in (("ID", "all"), ("OOD", EVERY))]
     return TermPlayground(_results(rows=pd.DataFrame(folds, columns=columns)))

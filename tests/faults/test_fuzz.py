@@ -7,20 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML, YAMLError
 
 from nml_kit.batch import RunStatus, current_status, is_done, plan_suite, read_statuses, summary_of_runs, write_plan
-from nml_kit.data import REQUIRED_COLUMNS, load_noise, load_task, noise_fingerprint, save_noise
+from nml_kit.data import REQUIRED_COLUMNS, load_task
 from nml_kit.errors import NMLError
-from nml_kit.noise import inject_caption_noise, inject_label_noise
-from nml_kit.store import Store, fingerprint, parse_yaml
+from nml_kit.store import Store, fingerprint, parse_yaml, read_yaml
 from nml_kit.study import load_profile, profiles_dir
 from tests.batch.test_results import summary_frame
 
 fuzz = settings(
-    deadline=10_000, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=10_000, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 HOSTILE_TEXTS = [
     "", ".", "..", "../../outside", "/etc/passwd", "a/../../outside", "C:\\x", "a\0b", "\ud800", "x" * 5000, "NaN", "é",
@@ -117,8 +116,8 @@ def tried(read):
 def written(path, content):
     """Write content as YAML; False for what YAML cannot hold."""
     try:
-        path.write_bytes(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass"))
-    except (RecursionError, ValueError):
+        YAML(typ="safe").dump(content, path)
+    except (RecursionError, ValueError, YAMLError):
         return False
     return True
 
@@ -152,7 +151,7 @@ yaml_words = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(fuzz, max_examples=300)
+@settings(fuzz, max_examples=100)
 @given(text=yaml_words | st.text(max_size=40) | st.text(string.printable, max_size=40))
 def test_yaml_of_any_text(text):
     tried(lambda: parse_yaml(text, "a test"))
@@ -189,7 +188,7 @@ def test_yaml_may_use_anchors_and_merges():
     assert parse_yaml("", "") is None
 
 
-PROFILE = yaml.safe_load((profiles_dir() / "smoke.yaml").read_text(encoding="utf-8"))
+PROFILE = read_yaml(profiles_dir() / "smoke.yaml")
 
 
 @fuzz
@@ -299,29 +298,6 @@ def test_what_is_no_entry_is_told_and_pruned_and_nothing_it_points_to(outside, k
     assert store.prune() == [stray]
     assert store.verify() == store.prune() == []
     assert (foreign / "kept").exists()
-
-
-RECORDS = [
-    inject_label_noise([0, 1, 2, 1, 0, 2], 0.5, num_classes=3, seed=0),
-    inject_caption_noise(["a", "b", "c", "é"], 0.5, seed=0),
-]
-
-
-@fuzz
-@given(data=st.data(), record=st.sampled_from(RECORDS))
-def test_noise_records(outside, data, record):
-    save_noise(record, outside)
-    settings_file, tensors = outside / "noise.json", outside / "noise.safetensors"
-    about = json.loads(settings_file.read_text())
-    if data.draw(st.booleans()):
-        settings_file.write_bytes(as_bytes(data.draw, data.draw(mutated(about))))
-    else:
-        content = bytearray(tensors.read_bytes())
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place] = data.draw(st.integers(0, 255))
-        tensors.write_bytes(content[: data.draw(st.sampled_from([place, len(content), len(content)]))])
-    found = tried(lambda: load_noise(outside))
-    assert found is None or noise_fingerprint(found) == noise_fingerprint(record)
 
 
 columns = st.sampled_from([

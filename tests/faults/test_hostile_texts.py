@@ -8,6 +8,7 @@ import re
 import zlib
 from contextlib import suppress
 from html.parser import HTMLParser
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from nml_kit import plots
 from nml_kit.batch import summary_of_runs
-from nml_kit.data import Task, load_noise, load_task, save_noise
+from nml_kit.data import Task, load_task
 from nml_kit.errors import DataFileError, NMLError
-from nml_kit.noise import inject_label_noise
 from nml_kit.pages import PLOTLY_MIME, export_html
 from nml_kit.pages import notebook as export
-from nml_kit.store import read_json, read_tensors, stays_inside
+from nml_kit.store import files, read_json, read_tensors
 
 HOSTILE = ["<img src=x onerror=alert(1)>", '<a href="javascript:alert(1)">x</a>', "</script><script>alert(1)</script>"]
 OUR_TAGS = re.compile(r'<br>|</?sub>|<extra></extra>|<span style="[^"<>]*">random init [\d.]+</span>')
@@ -46,15 +46,11 @@ def test_a_pickle_under_any_name_is_refused_and_not_run(tmp_path, name):
         file = io.BytesIO()
         np.save(file, np.array([Payload(tmp_path / "mark")], object), allow_pickle=True)
         payload = file.getvalue()
-    for kind in ("x.safetensors", "x.json", "noise.json", "noise.safetensors", "x.parquet", "summary.parquet"):
+    for kind in ("x.safetensors", "x.json", "x.parquet", "summary.parquet"):
         (tmp_path / kind).write_bytes(payload)
-    save_noise(inject_label_noise([0, 1], 0.5, num_classes=2, seed=0), tmp_path / "noise")
-    (tmp_path / "noise" / "noise.safetensors").write_bytes(payload)
     reads = [
         lambda: read_tensors(tmp_path / "x.safetensors"),
         lambda: read_json(tmp_path / "x.json"),
-        lambda: load_noise(tmp_path),
-        lambda: load_noise(tmp_path / "noise"),
         lambda: load_task(str(tmp_path / "x.parquet")),
         lambda: summary_of_runs(tmp_path),
     ]
@@ -113,11 +109,10 @@ def test_pictures_are_decoded_by_pillow_alone_and_bounded(data):
         ("\\\\host\\share\\a", True, False),
     ],
 )
-def test_paths_that_stay_inside(name, posix, windows):
-    from pathlib import PurePosixPath, PureWindowsPath
-
-    assert stays_inside(name, PurePosixPath) == posix
-    assert stays_inside(name, PureWindowsPath) == windows
+def test_paths_that_stay_inside(name, posix, windows, monkeypatch):
+    for flavour, expected in ((PurePosixPath, posix), (PureWindowsPath, windows)):
+        monkeypatch.setattr(files, "PurePath", flavour)
+        assert files.stays_inside(name) == expected
 
 
 def summary() -> pd.DataFrame:

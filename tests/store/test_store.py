@@ -160,7 +160,7 @@ def test_fingerprint_refuses_other_arrays(array):
 # Files
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(hnp.arrays(st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<u1", "?"]), hnp.array_shapes(min_dims=0, min_side=0)))
 def test_tensors_come_back_as_they_were(tmp_path_factory, array):
     path = tmp_path_factory.mktemp("tensors") / "x.safetensors"
@@ -344,7 +344,8 @@ def test_any_flipped_byte_of_the_manifest_is_found_or_harmless(store):
     path = entry.path / "manifest.json"
     content = path.read_bytes()
     caught = 0
-    for position in range(len(content)):
+    positions = range(0, len(content), 7)  # one in seven: all kinds of bytes, and not all of them
+    for position in positions:
         flip_byte(path, position)
         (info,) = store.verify() or [None]
         if info is None:  # a blank that became another blank
@@ -353,7 +354,7 @@ def test_any_flipped_byte_of_the_manifest_is_found_or_harmless(store):
             assert str(path) in info.problem
             caught += 1
         path.write_bytes(content)
-    assert caught > 0.8 * len(content)
+    assert caught > 0.8 * len(positions)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -5])
@@ -361,7 +362,7 @@ def test_truncated_manifest(store, kept):
     entry = store.get_or_build("features", KEY, build_small)
     path = entry.path / "manifest.json"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CorruptEntryError, match=r"Expected a manifest .*manifest\.json, got: .*prune --corrupt"):
+    with pytest.raises(CorruptEntryError, match=r"Expected the manifest .*manifest\.json.*, got: .*prune --corrupt"):
         store.find("features", KEY)
     assert "manifest.json" in next(store.entries()).problem
 
@@ -377,7 +378,7 @@ def test_foreign_manifest(store, content):
 def test_entry_copied_under_another_key_is_refused(store):
     entry = store.get_or_build("features", KEY, build_small)
     entry.path.rename(entry.path.with_name(fingerprint(KEY | {"seed": 2})))
-    with pytest.raises(CorruptEntryError, match="and digest"):
+    with pytest.raises(CorruptEntryError, match=r"digest .* or a checksum"):
         store.find("features", KEY | {"seed": 2})
 
 
@@ -429,14 +430,14 @@ def test_two_processes_build_once(tmp_path):
 
 
 def test_killed_at_random_moments_then_right(tmp_path):
-    """Twenty kills, each within the time of one build; after none of them a reader sees anything torn."""
+    """Eight kills, each within the time of one build; after none of them a reader sees anything torn."""
     moments = random.Random(0)
     store, expected = Store(tmp_path / "home"), b"".join(map(piece, range(PIECES)))
     began = time.monotonic()
     request_pieces(str(tmp_path / "undisturbed"))
     duration = time.monotonic() - began
     killed, finished_pieces = 0, 0
-    while killed < 20:
+    while killed < 8:
         ready = PROCESSES.Event()
         process = PROCESSES.Process(target=request_pieces, args=(str(store.root), None, ready))
         process.start()
