@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -49,41 +49,3 @@ def _checked_ids(ids: Ids, num_samples: int) -> list[str]:
     if times > 1:
         raise InvalidInputError(f"Expected unique ids, got {repeated!r} {times} times; make ids unique.")
     return texts
-
-
-def nested_prefix(texts: list[str], count: int) -> list[int]:
-    """Choose `count` positions, the first ones where possible, none of whose texts fills more than half of them.
-
-    Adding one by one keeps the choice nested in `count`; two at once where only two texts are left to add, because an
-    odd number of samples cannot exchange two texts. It fails only where no choice of that size exists.
-    """
-    chosen: list[int] = []
-    uses: Counter[str] = Counter()
-    postponed: defaultdict[str, deque[int]] = defaultdict(deque)
-    upcoming = iter(range(len(texts)))
-
-    def add_one(limit: int) -> bool:
-        ready = [queue[0] for text, queue in postponed.items() if queue and uses[text] < limit]
-        if ready:
-            position = postponed[texts[min(ready)]].popleft()
-        else:
-            for position in upcoming:
-                if uses[texts[position]] < limit:
-                    break
-                postponed[texts[position]].append(position)
-            else:
-                return False
-        chosen.append(position)
-        uses[texts[position]] += 1
-        return True
-
-    while (size := len(chosen)) < count:
-        if size and add_one((size + 1) // 2):
-            continue
-        if size + 1 == count or not add_one(size // 2 + 1) or not add_one(size // 2 + 1):
-            text, times = Counter(texts).most_common(1)[0]
-            raise InvalidInputError(
-                f"Expected {count} of {len(texts)} captions to exchange texts, at least two and no text in more than "
-                f"half of them, got {text!r:.60} {times} times; change the ratio or drop repeated captions."
-            )
-    return chosen

@@ -1,6 +1,7 @@
 """Label noise that follows how much classes look alike: a transition matrix from the images of a training set."""
 
 import numpy as np
+from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
 
 from nml_kit.errors import InvalidInputError
@@ -9,8 +10,8 @@ _SIDE = 8  # pixels of a thumbnail: enough for shape and colour, blind to detail
 
 
 def similarity_transition(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int
-) -> NDArray[np.float64]:
+    images: UInt8[np.ndarray, "n h w 3"], labels: Int64[np.ndarray, " n"], num_classes: int
+) -> Float64[np.ndarray, "k k"]:
     """P(noisy class | clean class) of a flipped label, float64 (K, K), in proportion to the similarity of the classes.
 
     `images` is uint8 (N, H, W, 3), `labels` (N,). Each class is the mean of its images as 8×8 thumbnails; two classes
