@@ -1,170 +1,219 @@
-"""The data sets of the study by name: where each lies below one directory, its splits, licence and source."""
+"""The data sets of the study by name: where each lies below one directory, its splits, licence, source and reader."""
 
+import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
-from nml_kit.data import torchvision as tv
-from nml_kit.data.folders import read_class_folders, read_listed_domains
-from nml_kit.data.hub import is_cached, read_hub
-from nml_kit.data.imagenet import read_imagenet_variant
-from nml_kit.data.task import Task
-from nml_kit.errors import DataFileError, unknown_name
+import numpy as np
+from jaxtyping import Int64, UInt8
 
-Use = Literal["ID", "OOD", "pre-training", "text ID", "text OOD"]
-Reader = Callable[[Path, bool], Task]  # of the directory of data sets, and whether to download
+from nml_kit.data.folders import read_class_folders, read_imagenet_variant, read_listed_domains
+from nml_kit.data.images import ImageSource, LazyImages, Stamp, image_files, stamp_files
+from nml_kit.data.tables import read_hub
+from nml_kit.data.task import Task, make_task
+from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
 
-_SEE = "see its page"
-_GLUE = "Wang et al., GLUE, ICLR 2019"
+DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
 
-@dataclass(frozen=True)
-class KnownSet:
-    """A data set by name: what it is for, its number of classes, and where it lies below the directory of data sets.
+class KnownSet(NamedTuple):
+    """A data set by name, a row of catalogue.csv: its use, number of classes, and folder in the directory of data sets.
 
-    `splits` says what is for training and what for testing. `hub` is its name on the Hugging Face hub, from where it is
-    read, through the cache of `datasets`, if `folder` is not there.
+    `splits` says what is for training and what for testing, `parts` that of each of its own splits. `source` is its
+    class in torchvision, or "owner/name:config" of the Hugging Face hub, which is read if there is no `folder`.
     """
 
     name: str
-    use: Use
+    use: str
     classes: int
     folder: str
     splits: str
     licence: str
     citation: str
-    read: Reader
-    downloads: bool = False
-    hub: str = ""
+    reader: str
+    source: str
+    parts: dict[str, str]
+    inputs: list[str]
+    class_names: list[str]
+
+    @property
+    def hub(self) -> str:
+        """Its name on the hub, or ""."""
+        return self.source if "/" in self.source else ""
+
+    @property
+    def downloads(self) -> bool:
+        """Whether it can be fetched; the page of Stanford Cars is gone."""
+        return self.source not in ("", "StanfordCars")
 
 
-def _files(name: str, uses: tv.Uses) -> Reader:
-    return lambda root, download: tv.torchvision_files(name, root, uses, download=download)
+@dataclass(frozen=True, eq=False)
+class H5Images(ImageSource):
+    """Pixels in the data set "x" of HDF5 files: image i is row `row_of[i]` of `paths[path_of[i]]`."""
+
+    paths: list[str]
+    path_of: Int64[np.ndarray, " n"]
+    row_of: Int64[np.ndarray, " n"]
+
+    def read(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        import h5py
+
+        try:
+            with h5py.File(self.paths[self.path_of[number]]) as file:
+                return file["x"][self.row_of[number]]
+        except (OSError, KeyError, ValueError) as error:
+            raise DataFileError(f"{self.place(number)}: expected an image, got {error}; restore the file.") from error
+
+    def place(self, number: int) -> str:
+        return f"{self.paths[self.path_of[number]]}, row {self.row_of[number]}"
+
+    def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
+        return stamp_files(self.paths, self.path_of[numbers], self.row_of[numbers])
 
 
-def _folders(name: str, folder: str, *skip: str) -> Reader:
-    return lambda root, download: tv.torchvision_folders(name, root, folder, download=download, skip=skip)
+def _torchvision(known: KnownSet, root: Path, download: bool, **options: Any) -> Any:
+    """An object of a torchvision class; it checks the files, or downloads them."""
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError as error:
+        message = f"{known.source} is read by torchvision: pip install 'nml_kit[models]'."
+        raise MissingDependencyError(message) from error
+    try:
+        return getattr(datasets, known.source)(root, download=download, **options)
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        raise DataFileError(
+            f"Expected the files of {known.source} in {root}, as torchvision lays them out, got {error}; give its "
+            "directory (NML_DATASETS, or root=…) or load it with download=True."
+        ) from error
 
 
-def _class_folders(folder: str) -> Reader:
-    return lambda root, _: read_class_folders(root / folder)
+def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
+    """A set of torchvision whose images are files; ids are paths below `root`."""
+    items: list[tuple[str, int]] = []
+    uses: list[str] = []
+    classes: list[str] = []
+    for split, use in known.parts.items():
+        if known.source == "OxfordIIITPet":  # its class takes no loader
+            data = _torchvision(known, root, download, split=split)
+            items += zip(data._images, data._labels, strict=True)
+        else:  # the loader returns the path, all that an item is here
+            data = _torchvision(known, root, download, split=split, loader=os.fspath)
+            items += [data[row] for row in range(len(data))]
+        uses += [use] * (len(items) - len(uses))
+        classes = classes or data.classes
+    return make_task(
+        known.source,
+        ids=np.array([Path(file).relative_to(root).as_posix() for file, _ in items]),
+        labels=np.array([label for _, label in items], dtype=np.int64),
+        class_names=classes,
+        splits=np.array(uses),
+        image_data=image_files([file for file, _ in items]),
+    )
 
 
-def _variant(folder: str, name: str, *, numbered: bool = False) -> Reader:
-    return lambda root, _: read_imagenet_variant(root, root / folder, name, numbered=numbered)
+def _read_folders(known: KnownSet, root: Path, download: bool) -> Task:
+    """A set in class folders, which torchvision checks if it knows it."""
+    if known.source:
+        _torchvision(known, root, download)
+    skip = ["BACKGROUND_Google"]  # of Caltech-101
+    return read_class_folders(root / known.folder, name=known.source or None, skip=skip)
 
 
-def _cifar(name: str) -> Reader:
-    return lambda root, download: tv.torchvision_cifar(name, root, download=download)
+def _read_variant(known: KnownSet, root: Path, _: bool) -> Task:
+    return read_imagenet_variant(root, root / known.folder, known.name, numbered=known.name == "imagenet-v2")
 
 
-_TRAIN_TEST, _MERGED, _QUARTER = "train; test", "train + val; test", "none official: a quarter for test"
-DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-
-IMAGE_SETS = (
-    KnownSet("cifar10", "ID", 10, "cifar-10-batches-py", _TRAIN_TEST, _SEE,
-             "Krizhevsky, Learning multiple layers of features from tiny images, 2009", _cifar("CIFAR10"), True),
-    KnownSet("cifar100", "ID", 100, "cifar-100-python", _TRAIN_TEST, _SEE,
-             "Krizhevsky, Learning multiple layers of features from tiny images, 2009", _cifar("CIFAR100"), True),
-    KnownSet("flowers102", "ID", 102, "flowers-102", _MERGED, _SEE,
-             "Nilsback and Zisserman, Automated flower classification, ICVGIP 2008",
-             _files("Flowers102", tv.TRAIN_VAL_TEST), True),
-    KnownSet("food101", "ID", 101, "food-101", _TRAIN_TEST, _SEE, "Bossard et al., Food-101, ECCV 2014",
-             _files("Food101", tv.TRAIN_TEST), True),
-    KnownSet("oxford-pets", "ID", 37, "oxford-iiit-pet", "trainval; test", "CC BY-SA 4.0",
-             "Parkhi et al., Cats and dogs, CVPR 2012",
-             lambda root, download: tv.torchvision_pets(root, download=download), True),
-    KnownSet("stanford-cars", "ID", 196, "stanford_cars", _TRAIN_TEST, _SEE,
-             "Krause et al., 3D object representations for fine-grained categorization, 3dRR 2013",
-             _files("StanfordCars", tv.TRAIN_TEST)),
-    KnownSet("fgvc-aircraft", "ID", 100, "fgvc-aircraft-2013b", "trainval; test", "non-commercial research only",
-             "Maji et al., Fine-grained visual classification of aircraft, 2013",
-             _files("FGVCAircraft", tv.TRAINVAL_TEST), True),
-    KnownSet("svhn", "ID", 10, "svhn", "train; test (extra left out)", "non-commercial use only",
-             "Netzer et al., Reading digits in natural images, 2011",
-             lambda root, download: tv.torchvision_svhn(root / "svhn", download=download), True),
-    KnownSet("dtd", "ID", 47, "dtd", "train + val; test (partition 1)", _SEE,
-             "Cimpoi et al., Describing textures in the wild, CVPR 2014", _files("DTD", tv.TRAIN_VAL_TEST), True),
-    KnownSet("caltech101", "ID", 101, "caltech101/101_ObjectCategories", _QUARTER, "CC BY 4.0",
-             "Fei-Fei et al., Learning generative visual models from few training examples, CVPRW 2004",
-             _folders("Caltech101", "caltech101/101_ObjectCategories", "BACKGROUND_Google"), True),
-    KnownSet("eurosat", "ID", 10, "eurosat/2750", _QUARTER, "MIT", "Helber et al., EuroSAT, JSTARS 2019",
-             _folders("EuroSAT", "eurosat/2750"), True),
-    KnownSet("pcam", "ID", 2, "pcam", _MERGED, "CC0", "Veeling et al., Rotation equivariant CNNs, MICCAI 2018",
-             lambda root, download: tv.torchvision_pcam(root, download=download), True),
-    KnownSet("resisc45", "ID", 45, "resisc45", _QUARTER, _SEE,
-             "Cheng et al., Remote sensing image scene classification, Proc. IEEE 2017",
-             _class_folders("resisc45")),
-    KnownSet("rendered-sst2", "ID", 2, "rendered-sst2", _MERGED, _SEE, "Radford et al., CLIP, ICML 2021",
-             _folders("RenderedSST2", "rendered-sst2"), True),
-    KnownSet("imagenet", "pre-training", 1000, "imagenet", "train; val (in class folders) is test",
-             "non-commercial research only, on request", "Russakovsky et al., ImageNet challenge, IJCV 2015",
-             _class_folders("imagenet")),
-    KnownSet("imagenet-v2", "OOD", 1000, "imagenetv2-matched-frequency-format-val", "all test", _SEE,
-             "Recht et al., Do ImageNet classifiers generalize to ImageNet?, ICML 2019",
-             _variant("imagenetv2-matched-frequency-format-val", "imagenet-v2", numbered=True)),
-    KnownSet("imagenet-r", "OOD", 200, "imagenet-r", "all test", _SEE,
-             "Hendrycks et al., The many faces of robustness, ICCV 2021", _variant("imagenet-r", "imagenet-r")),
-    KnownSet("imagenet-a", "OOD", 200, "imagenet-a", "all test", _SEE,
-             "Hendrycks et al., Natural adversarial examples, CVPR 2021", _variant("imagenet-a", "imagenet-a")),
-    KnownSet("imagenet-sketch", "OOD", 1000, "sketch", "all test", _SEE,
-             "Wang et al., Learning robust global representations, NeurIPS 2019",
-             _variant("sketch", "imagenet-sketch")),
-    KnownSet("domainnet", "OOD", 345, "domainnet", "train; test, of each of six domains", _SEE,
-             "Peng et al., Moment matching for multi-source domain adaptation, ICCV 2019",
-             lambda root, _: read_listed_domains(root / "domainnet", DOMAINS)),
-)  # fmt: skip
+def _read_domains(known: KnownSet, root: Path, _: bool) -> Task:
+    return read_listed_domains(root / known.folder, DOMAINS)
 
 
-def _text_set(
-    name: str, use: Use, hub: str, inputs: tuple[str, ...], class_names: tuple[str, ...], splits: dict[str, str],
-    citation: str,
-) -> KnownSet:  # fmt: skip
-    """A data set of the hub, or the same saved in `root / folder`; names and order of classes are given here."""
-    source, _, config = hub.partition(":")
-    folder = name.replace(":", "/")
-    said = "; ".join(f"{split} is {use}" if split != use else split for split, use in splits.items())
-
-    def read(root: Path, _: bool) -> Task:
-        local = root / folder
-        return read_hub(local if local.is_dir() else source, config=None if local.is_dir() else config or None,
-                        name=name, inputs=inputs, label="label", class_names=class_names, splits=splits)  # fmt: skip
-
-    return KnownSet(name, use, len(class_names), folder, said, _SEE, citation, read, True, hub)
+def _read_pixels(known: KnownSet, root: Path, download: bool) -> Task:
+    """CIFAR or SVHN (without its extra part), in memory (180 or 300 MB)."""
+    if known.source == "SVHN":
+        parts = [_torchvision(known, root / "svhn", download, split=split) for split in known.parts]
+        pixels = np.concatenate([part.data for part in parts]).transpose(0, 2, 3, 1)
+        labels, classes = [part.labels for part in parts], [str(digit) for digit in range(10)]
+    else:
+        parts = [_torchvision(known, root, download, train=split == "train") for split in known.parts]
+        pixels = np.concatenate([part.data for part in parts])
+        labels, classes = [part.targets for part in parts], parts[0].classes
+    return _numbered_task(known, labels, classes, np.ascontiguousarray(pixels))
 
 
-_HELD_OUT = {"train": "train", "validation": "test"}  # GLUE hides the labels of its test splits
-_SENTIMENT = ("negative", "positive")
-_SAME = ("different", "same")  # one pair of names for MRPC and QQP, each the other's counterpart in GLUE-X
-_ENTAILED = ("entailment", "not_entailment")
-_THREE = ("entailment", "neutral", "contradiction")
+def _read_pcam(known: KnownSet, root: Path, download: bool) -> Task:
+    """PCAM, whose HDF5 files stay on disk."""
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("PCAM is in HDF5 files, which need h5py: pip install h5py.") from error
+    labels, paths = [], []
+    for split in known.parts:
+        _torchvision(known, root, download, split=split)
+        file_name = f"camelyonpatch_level_2_split_{'valid' if split == 'val' else split}"
+        stem = (root / known.folder / file_name).absolute()
+        with h5py.File(f"{stem}_y.h5") as file:
+            labels.append(file["y"][:].reshape(-1))
+        paths.append(f"{stem}_x.h5")
+    sizes = list(map(len, labels))
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    images = LazyImages(H5Images(paths, np.repeat(np.arange(len(paths)), sizes), rows), np.arange(len(rows)))
+    return _numbered_task(known, labels, ["normal", "tumour"], images)
 
-# GLUE, and what GLUE-X tests on as far as the hub has it ready; for the rest of GLUE-X give the path of a table.
-TEXT_SETS = (
-    _text_set("glue:sst2", "text ID", "nyu-mll/glue:sst2", ("sentence",), _SENTIMENT, _HELD_OUT, _GLUE),
-    _text_set("glue:cola", "text ID", "nyu-mll/glue:cola", ("sentence",), ("unacceptable", "acceptable"),
-              _HELD_OUT, _GLUE),
-    _text_set("glue:mrpc", "text ID", "nyu-mll/glue:mrpc", ("sentence1", "sentence2"), _SAME, _HELD_OUT, _GLUE),
-    _text_set("glue:qqp", "text ID", "nyu-mll/glue:qqp", ("question1", "question2"), _SAME, _HELD_OUT, _GLUE),
-    _text_set("glue:mnli", "text ID", "nyu-mll/glue:mnli", ("premise", "hypothesis"), _THREE,
-              {"train": "train", "validation_matched": "test"}, _GLUE),
-    _text_set("glue:qnli", "text ID", "nyu-mll/glue:qnli", ("question", "sentence"), _ENTAILED, _HELD_OUT, _GLUE),
-    _text_set("glue:rte", "text ID", "nyu-mll/glue:rte", ("sentence1", "sentence2"), _ENTAILED, _HELD_OUT, _GLUE),
-    _text_set("glue:mnli-mismatched", "text OOD", "nyu-mll/glue:mnli", ("premise", "hypothesis"), _THREE,
-              {"validation_mismatched": "test"}, _GLUE),
-    _text_set("snli", "text OOD", "stanfordnlp/snli", ("premise", "hypothesis"), _THREE,
-              {"test": "test"}, "Bowman et al., SNLI, EMNLP 2015"),
-    _text_set("imdb", "text OOD", "stanfordnlp/imdb", ("text",), _SENTIMENT, {"test": "test"},
-              "Maas et al., Learning word vectors for sentiment analysis, ACL 2011"),
-    _text_set("yelp-polarity", "text OOD", "fancyzhx/yelp_polarity", ("text",), _SENTIMENT, {"test": "test"},
-              "Zhang et al., Character-level convolutional networks, NeurIPS 2015"),
-    _text_set("amazon-polarity", "text OOD", "fancyzhx/amazon_polarity", ("content",), _SENTIMENT,
-              {"test": "test"}, "Zhang et al., Character-level convolutional networks, NeurIPS 2015"),
-)  # fmt: skip
 
-KNOWN_SETS = {one.name: one for one in (*IMAGE_SETS, *TEXT_SETS)}
+def _numbered_task(known: KnownSet, labels: Sequence[Any], classes: Sequence[str], image_data: Any) -> Task:
+    """A task with these labels in each split; ids are the samples' numbers in their splits."""
+    sizes = list(map(len, labels))
+    return make_task(
+        known.source,
+        ids=np.array([f"{split}/{row:06d}" for split, n in zip(known.parts, sizes, strict=True) for row in range(n)]),
+        labels=np.concatenate(labels).astype(np.int64),
+        class_names=classes,
+        splits=np.repeat(list(known.parts.values()), sizes),
+        image_data=image_data,
+    )
+
+
+def _read_texts(known: KnownSet, root: Path, download: bool) -> Task:
+    """A data set of the hub, or the same saved in its folder."""
+    source, _, config = known.hub.partition(":")
+    saved = (root / known.folder).is_dir()
+    return read_hub(
+        root / known.folder if saved else source,
+        config=None if saved else config or None,
+        name=known.name,
+        inputs=known.inputs,
+        label="label",
+        class_names=known.class_names,
+        splits=known.parts,
+    )
+
+
+_READERS: dict[str, Callable[[KnownSet, Path, bool], Task]] = {
+    "files": _read_files,
+    "folders": _read_folders,
+    "pixels": _read_pixels,
+    "pcam": _read_pcam,
+    "variant": _read_variant,
+    "domains": _read_domains,
+    "texts": _read_texts,
+}
+
+
+@cache
+def known_sets() -> dict[str, KnownSet]:
+    """All data sets that have names: image sets, GLUE, and what GLUE-X tests on as far as the hub has it ready."""
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = {}
+    for row in rows:
+        lists = {name: row[name].split() for name in ("parts", "inputs", "class_names")}
+        parts = dict(pair.split(":") for pair in lists.pop("parts"))
+        known[row["name"]] = KnownSet(**row | lists | {"classes": int(row["classes"]), "parts": parts})
+    return known
 
 
 def datasets_dir() -> Path:
@@ -173,8 +222,15 @@ def datasets_dir() -> Path:
 
 
 def is_known(name: str) -> bool:
-    """Whether it names a data set: one of KNOWN_SETS, or domains of DomainNet as "domainnet:real,sketch"."""
-    return name in KNOWN_SETS or name.startswith("domainnet:")
+    """Whether it names a data set: one of `known_sets`, or domains of DomainNet as "domainnet:real,sketch"."""
+    return name in known_sets() or name.startswith("domainnet:")
+
+
+def is_cached(source: str, config: str = "") -> bool:
+    """Whether `datasets` has prepared this data set of the hub in its cache (HF_DATASETS_CACHE, HF_HOME)."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(os.environ.get("HF_HOME") or home) / "datasets")
+    return (cache.expanduser() / source.replace("/", "___") / config).is_dir()
 
 
 def is_present(known: KnownSet, root: Path) -> bool:
@@ -189,7 +245,7 @@ def read_known(name: str, root: str | Path | None = None, *, download: bool = Fa
     Raises DataFileError if it is not there.
     """
     family, _, chosen = name.partition(":")
-    known = KNOWN_SETS.get(name) or KNOWN_SETS[family]
+    known = known_sets().get(name) or known_sets()[family]
     root = Path(root) if root is not None else datasets_dir()
     if not (known.hub or is_present(known, root) or (download and known.downloads)):
         how = "load it with download=True" if known.downloads else f"fetch it from its authors ({known.citation})"
@@ -202,4 +258,4 @@ def read_known(name: str, root: str | Path | None = None, *, download: bool = Fa
         if unknown := [domain for domain in domains if domain not in DOMAINS]:
             raise unknown_name("domain", unknown[0], DOMAINS)
         return read_listed_domains(root / known.folder, domains)
-    return known.read(root, download)
+    return _READERS[known.reader](known, root, download)

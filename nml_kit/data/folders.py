@@ -1,9 +1,9 @@
 """Images in folders: one folder a class (ImageFolder, ImageNet), or split files that list them (DomainNet)."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from nml_kit.errors import DataFileError
 from nml_kit.store import stays_inside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-_SPLIT_NAMES = (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES)
+_TRAIN_NAMES, _VALIDATION_NAMES, _TEST_NAMES = (
+    ("train", "training"),
+    ("val", "valid", "validation"),
+    ("test", "testing"),
+)
 
 
 def official_splits(names: Sequence[str]) -> dict[str, str]:
-    """What each of a set's own splits is for: "train" or "test".
+    """What each of a set's own splits is for: "train" or "test"; names that are none are left out.
 
     With a test split, a validation split is more to train on (heads carve their own part from it); without, it is the
     test split.
@@ -26,39 +29,33 @@ def official_splits(names: Sequence[str]) -> dict[str, str]:
     >>> official_splits(["train", "val"]), official_splits(["train", "val", "test"])["val"]
     ({'train': 'train', 'val': 'test'}, 'train')
     """
-    has_test, has_train = (any(name in known for name in names) for known in (TEST_NAMES, TRAIN_NAMES))
-    of_validation = "train" if has_test and has_train else "test"
-    uses = {**dict.fromkeys(TRAIN_NAMES, "train"), **dict.fromkeys(TEST_NAMES, "test"),
-            **dict.fromkeys(VALIDATION_NAMES, of_validation)}  # fmt: skip
+    complete = set(names) & set(_TEST_NAMES) and set(names) & set(_TRAIN_NAMES)
+    uses = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(_TEST_NAMES, "test")
+    uses |= dict.fromkeys(_VALIDATION_NAMES, "train" if complete else "test")
     return {name: uses[name] for name in names if name in uses}
 
 
-def read_class_folders(
-    root: str | Path,
-    *,
-    name: str | None = None,
-    class_key: Callable[[str], Any] = str,
-    skip: Sequence[str] = (),
-) -> Task:
+def read_class_folders(root: str | Path, *, name: str | None = None, skip: Sequence[str] = ()) -> Task:
     """A Task from folders of images, one a class: `root/CLASS/…`, or `root/train/CLASS/…`, `root/val/CLASS/…`, ….
 
-    Classes are the folders' names, sorted (by `class_key`), without those to `skip`; ids are the paths below `root`.
+    Classes are the folders' names, sorted, without those to `skip`; ids are the paths below `root`.
     Splits are those of `official_splits`; without such folders a quarter is set apart for test by a hash of the ids.
     A test folder without class folders, as ImageNet has, is left out if val has them.
     Files are read when asked for. Raises DataFileError if a folder is missing or holds no images.
     """
     root = Path(root)
-    found = [path.name for path in _subfolders(root)]
-    splits = official_splits([split for split in found if split in _SPLIT_NAMES and any(_subfolders(root / split))])
-    flat = [split for split in found if split in _SPLIT_NAMES and split not in splits]
+    split_folders = list(official_splits([path.name for path in _subfolders(root)]))
+    splits = official_splits([split for split in split_folders if _subfolders(root / split)])
+    flat = [split for split in split_folders if split not in splits]
     if flat and splits and "test" not in splits.values():  # as ImageNet's validation images come
         _class_folders(root / flat[-1], skip)
     folders = {split: _class_folders(root / split, skip) for split in splits} or {"": _class_folders(root, skip)}
-    classes = sorted({name for names in folders.values() for name in names}, key=class_key)
-    number_of = {class_name: number for number, class_name in enumerate(classes)}
-    ids, labels, uses = [], [], []
+    classes = sorted({name for names in folders.values() for name in names})
+    ids: list[str] = []
+    labels: list[int] = []
+    uses: list[str] = []
     for split, names in folders.items():
-        for class_name in sorted(names):
+        for class_name in names:
             files = list(_images_below(root / split / class_name, root))
             if not files:
                 raise DataFileError(
@@ -66,7 +63,7 @@ def read_class_folders(
                     f"{class_name!r}, got none; delete the folder or restore its files."
                 )
             ids += files
-            labels += [number_of[class_name]] * len(files)
+            labels += [classes.index(class_name)] * len(files)
             uses += [splits.get(split, "")] * len(files)
     return make_task(
         name or root.name,
@@ -78,7 +75,25 @@ def read_class_folders(
     )
 
 
-def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None, *, name: str | None = None) -> Task:
+def read_imagenet_variant(root: Path, folder: Path, name: str, *, numbered: bool = False) -> Task:
+    """A test set in class folders with ImageNet's labels: named by WordNet ids, or `numbered` 0 to 999 (V2).
+
+    All samples are "test"; `class_names` are those of ImageNet, also where the set has some of the classes only (R, A;
+    published accuracies on those choose among their 200 classes alone).
+    Raises DataFileError for a folder that is no class of ImageNet.
+    """
+    classes = _imagenet_classes(root)
+    task = read_class_folders(folder, name=name)
+    known = [str(number) for number in range(len(classes))] if numbered else classes
+    if unknown := [class_name for class_name in task.class_names if class_name not in known]:
+        kind = f"numbers 0 to {len(classes) - 1}" if numbered else "WordNet ids of ImageNet's classes"
+        raise DataFileError(f"{folder}: expected folders named by {kind}, got {unknown[0]!r}; check where it is from.")
+    labels = np.array([known.index(class_name) for class_name in task.class_names], dtype=np.int64)[task.labels]
+    splits = np.full(len(task), "test")
+    return replace(task, labels=labels, class_names=tuple(classes), captions=np.array(classes)[labels], splits=splits)
+
+
+def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None) -> Task:
     """A Task from DomainNet's split files, `DOMAIN_train.txt` and `DOMAIN_test.txt`: lines "real/airplane/x.jpg 0".
 
     `domains` None: all that `root` has files of. Paths are below `root` and are the ids; the classes are the second
@@ -87,33 +102,30 @@ def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None, 
     root = Path(root)
     if domains is None:
         domains = sorted({file.name.removesuffix(".txt").rpartition("_")[0] for file in _split_files(root)})
-    ids: list[str] = []
-    labels: list[int] = []
-    columns: dict[str, list[str]] = {"domains": [], "splits": []}
     names: dict[int, str] = {}
-    for domain in domains:
-        for split in ("train", "test"):
-            for file, label in _listed(root / f"{domain}_{split}.txt", names):
-                ids.append(file)
-                labels.append(label)
-                columns["domains"].append(domain)
-                columns["splits"].append(split)
-    if not ids:
+    rows = [
+        (file, label, domain, split)
+        for domain in domains
+        for split in ("train", "test")
+        for file, label in _listed(root / f"{domain}_{split}.txt", names)
+    ]
+    if not rows:
         raise DataFileError(f"{root}: expected split files such as real_train.txt that list images, got none.")
-    class_names = [names.get(number, f"class {number}") for number in range(max(names) + 1)]
+    files, labels, domain_of, split_of = zip(*rows, strict=True)
     return make_task(
-        name or root.name,
-        ids=np.array(ids),
+        root.name,
+        ids=np.array(files),
         labels=np.array(labels, dtype=np.int64),
-        class_names=class_names,
-        image_data=image_files([root / file for file in ids]),
-        **{column: np.array(values) for column, values in columns.items()},
+        class_names=[names.get(number, f"class {number}") for number in range(max(names) + 1)],
+        domains=np.array(domain_of),
+        splits=np.array(split_of),
+        image_data=image_files([root / file for file in files]),
     )
 
 
 def has_listed_domains(root: Path) -> bool:
     """Whether a folder holds DomainNet's split files."""
-    return any(_split_files(root))
+    return bool(_split_files(root))
 
 
 def _split_files(root: Path) -> list[Path]:
@@ -131,7 +143,7 @@ def _listed(path: Path, names: dict[int, str]) -> Iterator[tuple[str, int]]:
     for number, line in enumerate(filter(str.strip, lines), 1):
         file, _, label = line.strip().rpartition(" ")
         parts = file.split("/")
-        if not (label.isdecimal() and len(parts) >= 3 and stays_inside(file)):
+        if not (label.isdecimal() and len(label) < 7 and len(parts) >= 3 and stays_inside(file)):
             raise DataFileError(f"{path}, line {number}: expected a line as 'real/airplane/x.jpg 0', got {line!r}.")
         if names.setdefault(int(label), parts[1]) != parts[1]:
             raise DataFileError(
@@ -141,9 +153,25 @@ def _listed(path: Path, names: dict[int, str]) -> Iterator[tuple[str, int]]:
         yield file, int(label)
 
 
+def _imagenet_classes(root: Path) -> list[str]:
+    """The WordNet ids of ImageNet's classes in the order of its labels, which is the sorted one."""
+    for folder in (root / "imagenet" / "val", root / "imagenet" / "train"):
+        if folder.is_dir() and (names := [path.name for path in _subfolders(folder)]):
+            return names
+    listed = root / "imagenet" / "wnids.txt"
+    try:
+        return sorted(listed.read_text(encoding="utf-8").split())
+    except (OSError, ValueError) as error:
+        raise DataFileError(
+            f"Expected ImageNet's class folders in {root / 'imagenet' / 'val'}, or its WordNet ids in {listed}, to "
+            f"know the labels of its variants, got {error}; write the ids there, one a line."
+        ) from error
+
+
 def _subfolders(root: Path) -> list[Path]:
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        return sorted(folders, key=lambda path: path.name)
     except OSError as error:
         raise DataFileError(f"Expected a folder at {root}, got {error}; check the path.") from error
 
@@ -163,5 +191,6 @@ def _images_below(folder: Path, root: Path) -> Iterator[str]:
     for directory, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         below = Path(directory).relative_to(root).as_posix()
-        yield from (f"{below}/{file}" for file in sorted(files)
-                    if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."))  # fmt: skip
+        for file in sorted(files):
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                yield f"{below}/{file}"

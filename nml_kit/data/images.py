@@ -1,23 +1,27 @@
-"""Images that stay encoded, in files or parts of files, until their pixels are asked for."""
+"""Images that stay encoded, in files or parts of files, until their pixels are asked for; and their digests."""
 
 import hashlib
 import io
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from PIL import Image
 
-from nml_kit.errors import DataFileError
-from nml_kit.store import plain_of_bytes
+from nml_kit.errors import DataFileError, StoreError
+from nml_kit.store import Store, fingerprint, plain_of_bytes, read_json, write_json
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that another program decodes, as Pillow does with EPS
-_IMAGE_ERRORS = (OSError, TypeError, ValueError, SyntaxError, LookupError, ArithmeticError, EOFError, struct.error,
-                 NotImplementedError, MemoryError, Image.DecompressionBombError)  # fmt: skip
+_PILLOW_ERRORS = (OSError, SyntaxError, EOFError, NotImplementedError, struct.error, Image.DecompressionBombError)
+_IMAGE_ERRORS = (*_PILLOW_ERRORS, TypeError, ValueError, LookupError, ArithmeticError, MemoryError)
+_SETTLED_SECONDS = 60.0
 
 
 class Stamp(NamedTuple):
@@ -27,16 +31,24 @@ class Stamp(NamedTuple):
     changed: int  # in nanoseconds since 1970
 
 
-class ImageSource(Protocol):
-    """Where images lie: each has a number, its content, the size of that in bytes, and a place to name in errors.
+class ImageSource:
+    """Where images lie: each has a number, its content, the size of that in bytes, and a place to name in errors."""
 
-    A stamp is None where there is no way to tell whether content changed but to read it.
-    """
+    def read(self, number: int) -> Any:
+        """Encoded bytes, or pixels (h, w, 3) uint8."""
+        raise NotImplementedError
 
-    def read(self, number: int) -> bytes | NDArray[np.uint8]: ...
-    def size(self, number: int) -> int: ...
-    def place(self, number: int) -> str: ...
-    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None: ...
+    def place(self, number: int) -> str:
+        """Where an image lies, for messages."""
+        raise NotImplementedError
+
+    def size(self, number: int) -> int:
+        """The number of bytes."""
+        return len(_as_bytes(self.read(number)))
+
+    def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
+        """None where there is no way to tell whether content changed but to read it."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +60,7 @@ class LazyImages:
     """
 
     source: ImageSource
-    numbers: NDArray[np.int64]
+    numbers: Int64[np.ndarray, " n"]
 
     @property
     def dtype(self) -> np.dtype[np.object_]:
@@ -62,7 +74,7 @@ class LazyImages:
         chosen = self.numbers[rows]
         return replace(self, numbers=chosen) if isinstance(chosen, np.ndarray) else self.source.read(int(chosen))
 
-    def __iter__(self) -> Iterator[bytes | NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[Any]:
         return map(self.source.read, self.numbers.tolist())
 
     def place(self, row: int) -> str:
@@ -74,79 +86,100 @@ class LazyImages:
         return self.source.stamp(self.numbers)
 
     def digest(self) -> str:
-        """What `plain` gives for an array of the same bytes, read one after the other."""
-        numbers = self.numbers.tolist()
-        contents = (_as_bytes(image) for image in self)
+        """What `plain` gives for an array of the same bytes; the files are read only if they were written to."""
+        return remembered(self.stamp, self._read_digest)
+
+    def _read_digest(self) -> str:
+        sizes = [self.source.size(number) for number in self.numbers.tolist()]
         try:
-            return plain_of_bytes([self.source.size(number) for number in numbers], contents)
+            return plain_of_bytes(sizes, map(_as_bytes, self))
         except ValueError as error:
             raise DataFileError(f"{self.place(0)} and others: {error}; they changed meanwhile, read again.") from error
 
 
-@dataclass(frozen=True)
-class WholeFiles:
-    """Each image is a file."""
-
-    paths: Sequence[str]
-
-    def read(self, number: int) -> bytes:
-        """The bytes of a file."""
-        return _read_part(self.paths[number])
-
-    def size(self, number: int) -> int:
-        """Its size."""
-        try:
-            return Path(self.paths[number]).stat().st_size
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.paths[number], error) from error
-
-    def place(self, number: int) -> str:
-        """Its path."""
-        return self.paths[number]
-
-    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
-        """That of the files."""
-        return stamp_files([self.paths[number] for number in numbers.tolist()])
-
-
 @dataclass(frozen=True, eq=False)
-class FileParts:
-    """Each image is `sizes[i]` bytes from `offsets[i]` of the file `paths[path_of[i]]`, as the members of a tar are."""
+class FileParts(ImageSource):
+    """Image i is `sizes[i]` bytes from `offsets[i]` of the file `paths[path_of[i]]`; size −1: the rest of the file."""
 
     paths: Sequence[str]
-    path_of: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    path_of: Int64[np.ndarray, " n"]
+    offsets: Int64[np.ndarray, " n"]
+    sizes: Int64[np.ndarray, " n"]
 
     def read(self, number: int) -> bytes:
-        """The bytes of a part; DataFileError if the file ends before them."""
-        path, size = self.paths[self.path_of[number]], self.size(number)
-        content = _read_part(path, int(self.offsets[number]), size)
-        if len(content) != size:
+        path, size = self.paths[self.path_of[number]], int(self.sizes[number])
+        try:
+            with Path(path).open("rb") as file:
+                file.seek(self.offsets[number])
+                content = file.read(size)
+        except (OSError, ValueError) as error:
+            raise DataFileError(f"Expected an image in {path}, got {error}; restore it.") from error
+        if 0 <= size != len(content):
             raise DataFileError(f"{self.place(number)}: expected {size} bytes, got {len(content)}: it was cut short.")
         return content
 
+    def place(self, number: int) -> str:
+        path = self.paths[self.path_of[number]]
+        return path if self.sizes[number] < 0 else f"{path}, byte {self.offsets[number]}"
+
     def size(self, number: int) -> int:
-        """Its size."""
-        return int(self.sizes[number])
+        size, path = int(self.sizes[number]), self.paths[self.path_of[number]]
+        try:
+            return size if size >= 0 else Path(path).stat().st_size
+        except (OSError, ValueError) as error:
+            raise DataFileError(f"Expected an image in {path}, got {error}; restore it.") from error
+
+    def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
+        path_of = self.path_of[numbers]
+        paths = [self.paths[number] for number in np.unique(path_of)]
+        return stamp_files(paths, path_of, self.offsets[numbers], self.sizes[numbers])
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedImages(ImageSource):
+    """Images of several tasks: image i is row `row_of[i]` of part `part_of[i]`, an array or lazy."""
+
+    parts: Sequence[Any]
+    part_of: Int64[np.ndarray, " n"]
+    row_of: Int64[np.ndarray, " n"]
+
+    def read(self, number: int) -> Any:
+        return self.parts[self.part_of[number]][self.row_of[number]]
 
     def place(self, number: int) -> str:
-        """The file and the byte where it starts."""
-        return f"{self.paths[self.path_of[number]]}, byte {self.offsets[number]}"
+        part, row = self.parts[self.part_of[number]], int(self.row_of[number])
+        return part.place(row) if isinstance(part, LazyImages) else f"row {row} of a task"
 
-    def stamp(self, numbers: NDArray[np.int64]) -> Stamp | None:
-        """That of the files, with the places in them."""
-        return stamp_files(self.paths, self.path_of[numbers], self.offsets[numbers], self.sizes[numbers])
+    def size(self, number: int) -> int:
+        part, row = self.parts[self.part_of[number]], self.row_of[number]
+        return part.source.size(int(part.numbers[row])) if isinstance(part, LazyImages) else super().size(number)
+
+    def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
+        stamps = [part.stamp() if isinstance(part, LazyImages) else None for part in self.parts]
+        known = [stamp for stamp in stamps if stamp is not None]
+        if len(known) < len(stamps):
+            return None
+        places = {"rows": self.row_of[numbers], "parts": self.part_of[numbers]}
+        digest = fingerprint({"stamps": [stamp.digest for stamp in known], **places})
+        return Stamp(digest, max(stamp.changed for stamp in known))
 
 
-def stamp_files(paths: Sequence[str], *places: NDArray[np.int64]) -> Stamp | None:
+def image_files(paths: Sequence[str | Path]) -> LazyImages:
+    """The images in `paths`, (N,); a path may be relative to the present directory, the result is not."""
+    numbers = np.arange(len(paths))
+    absolute = [str(Path(path).absolute()) for path in paths]
+    return LazyImages(FileParts(absolute, numbers, 0 * numbers, 0 * numbers - 1), numbers)
+
+
+def stamp_files(paths: Sequence[str], *places: Int64[np.ndarray, " n"]) -> Stamp | None:
     """The stamp of files and of places in them; None if one is not there."""
     digest, changed = hashlib.sha256(), 0
     try:
         for path in paths:
-            found = Path(path).stat()
-            changed = max(changed, found.st_ctime_ns, found.st_mtime_ns)
-            digest.update(f"{path}\0{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
+            status = Path(path).stat()
+            changed = max(changed, status.st_ctime_ns, status.st_mtime_ns)
+            about = f"{path}\0{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+            digest.update(about.encode())
     except (OSError, ValueError):
         return None
     for numbers in places:
@@ -154,12 +187,39 @@ def stamp_files(paths: Sequence[str], *places: NDArray[np.int64]) -> Stamp | Non
     return Stamp(digest.hexdigest(), changed)
 
 
-def image_files(paths: Sequence[str | Path]) -> LazyImages:
-    """The images in `paths`, (N,); a path may be relative to the present directory, the result is not."""
-    return LazyImages(WholeFiles([str(Path(path).absolute()) for path in paths]), np.arange(len(paths)))
+def remembered(stamp_of: Callable[[], Stamp | None], compute: Callable[[], str]) -> str:
+    """`compute()`, the digest of files: read from $NML_HOME if it is there for the very same files, sizes and times.
+
+    Only what was last changed a minute before is remembered: a change within one tick of a clock would not be seen.
+    What it stands for is the content alone; files that are moved or touched are read again, to the same digest.
+    """
+    stamp = stamp_of()
+    if stamp is None:
+        return compute()
+    path = Store().root / "digests" / f"{stamp.digest}.json"
+    with suppress(DataFileError):
+        known = read_json(path)
+        if isinstance(known, dict) and known.get("of") == stamp.digest and isinstance(known.get("digest"), str):
+            return known["digest"]
+    settled = stamp.changed < time.time_ns() - _SETTLED_SECONDS * 1e9
+    digest = compute()
+    if settled and stamp_of() == stamp:
+        with suppress(StoreError):  # a home that cannot be written to costs time, nothing else
+            write_json(path, {"of": stamp.digest, "digest": digest})
+    return digest
 
 
-def decode_images(images: Any, ids: NDArray[np.str_], name: str) -> NDArray[Any]:
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, remembered."""
+
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return remembered(lambda: stamp_files([str(path.absolute())]), read)
+
+
+def decode_images(images: Any, ids: Shaped[np.ndarray, " n"], name: str) -> Shaped[np.ndarray, "n ..."]:
     """Pixels of encoded `images` (n,) with these ids: uint8 RGB (n, H, W, 3), or (n,) of (h, w, 3) if sizes differ.
 
     Raises DataFileError naming the task, the sample and its file if one does not decode.
@@ -175,9 +235,7 @@ def decode_images(images: Any, ids: NDArray[np.str_], name: str) -> NDArray[Any]
             ) from error
     if not pixels:
         return np.empty((0, 0, 0, 3), dtype=np.uint8)
-    if len({image.shape for image in pixels}) == 1:
-        return np.stack(pixels)
-    return as_objects(pixels)
+    return np.stack(pixels) if len({image.shape for image in pixels}) == 1 else as_objects(pixels)
 
 
 def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
@@ -193,16 +251,3 @@ def _decoded(data: bytes) -> NDArray[np.uint8]:
 
 def _as_bytes(image: bytes | NDArray[np.uint8]) -> bytes:
     return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-
-
-def _read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: Exception) -> DataFileError:
-    return DataFileError(f"Expected an image in {path}, got {error}; restore it, or load the task anew.")

@@ -1,28 +1,21 @@
 """Data sets as `Task` values, by name or by path."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nml_kit.data.catalogue import KNOWN_SETS, KnownSet, datasets_dir, is_known, is_present, read_known
+import numpy as np
+
+from nml_kit.data.catalogue import KnownSet, datasets_dir, is_known, is_present, known_sets, read_known
 from nml_kit.data.folders import has_listed_domains, read_class_folders, read_listed_domains
-from nml_kit.data.hub import is_saved_to_disk, read_hub
-from nml_kit.data.joined import join_tasks
+from nml_kit.data.images import JoinedImages, LazyImages
 from nml_kit.data.shards import read_shards
-from nml_kit.data.tables import TABLE_SUFFIXES, read_parquet_task, read_table_task
+from nml_kit.data.tables import TABLE_SUFFIXES, is_saved_to_disk, read_hub, read_table_task
 from nml_kit.data.task import Task
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 
-SHIPPED_TASKS = (
-    "icons-pretrain",
-    "icons",
-    "icons-rare",
-    "icons-badges",
-    "emoji",
-    "fashion",
-    "digits",
-    "emoji-text",
-)
+SHIPPED_TASKS = ("icons-pretrain", "icons", "icons-rare", "icons-badges", "emoji", "fashion", "digits", "emoji-text")
 
 
 def data_dir() -> Path:
@@ -57,7 +50,7 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
     """
     name, path = str(source), Path(source)
     if name in SHIPPED_TASKS:
-        return read_parquet_task(Path(root or data_dir()) / f"{name}.parquet")
+        return read_table_task(Path(root or data_dir()) / f"{name}.parquet")
     if is_known(name):
         return read_known(name, root, download=download)
     if name.startswith("hf:"):
@@ -78,27 +71,34 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
         )
     if len(path.parts) > 1:
         raise DataFileError(f"Expected a data set at {path.absolute()}, but nothing is there; check the path.")
-    raise unknown_name("data set", name, [*SHIPPED_TASKS, *KNOWN_SETS])
+    raise unknown_name("data set", name, [*SHIPPED_TASKS, *known_sets()])
 
 
 def dataset_rows(root: str | Path | None = None) -> list[dict[str, Any]]:
     """What each name stands for: use, classes, splits, licence, citation, where it lies, and whether it is there."""
     below = Path(root) if root is not None else datasets_dir()
-    return [*map(_shipped_row, SHIPPED_TASKS), *(_known_row(known, below) for known in KNOWN_SETS.values())]
+    return [*map(_shipped_row, SHIPPED_TASKS), *(_known_row(known, below) for known in known_sets().values())]
 
 
 def _shipped_row(name: str) -> dict[str, Any]:
     path = data_dir() / f"{name}.parquet"
-    return {"name": name, "use": "shipped", "classes": read_parquet_task(path).num_classes if path.exists() else None,
-            "splits": "train; test", "licence": "see data/LICENSES", "citation": "data/README.md", "where": str(path),
-            "present": path.exists()}  # fmt: skip
+    return {
+        "name": name,
+        "use": "shipped",
+        "classes": read_table_task(path).num_classes if path.exists() else None,
+        "splits": "train; test",
+        "licence": "see data/LICENSES",
+        "citation": "data/README.md",
+        "where": str(path),
+        "present": path.exists(),
+    }
 
 
 def _known_row(known: KnownSet, root: Path) -> dict[str, Any]:
-    return {"name": known.name, "use": known.use, "classes": known.classes, "splits": known.splits,
-            "licence": known.licence, "citation": known.citation,
-            "where": f"{root / known.folder}" + f" or hf:{known.hub.replace(':', '/')}" * bool(known.hub),
-            "present": is_present(known, root)}  # fmt: skip
+    columns = ("name", "use", "classes", "splits", "licence", "citation")
+    hub = f" or hf:{known.hub.replace(':', '/')}" if known.hub else ""
+    about = {column: getattr(known, column) for column in columns}
+    return about | {"where": f"{root / known.folder}{hub}", "present": is_present(known, root)}
 
 
 def _hub_task(source: str) -> Task:
@@ -107,3 +107,46 @@ def _hub_task(source: str) -> Task:
         return read_hub(source)
     *owner_and_name, config = source.split("/") if source.count("/") == 2 else (source, "")
     return read_hub("/".join(owner_and_name), config=config or None, name=source.replace("/", ":"))
+
+
+def join_tasks(tasks: Sequence[Task], *, name: str = "") -> Task:
+    """One task with the samples of all `tasks`, which have the same classes; a sample's domain is its task's name.
+
+    So ImageNet and its variants, or a set and its shifted counterparts, are evaluated as domains of one task. Ids get
+    the name before them. Raises InvalidInputError if names repeat, classes differ, or only some are images.
+
+    >>> from nml_kit.data import task_from_arrays
+    >>> tasks = [task_from_arrays(["a", "b"], [0, 1], name=name) for name in ("here", "there")]
+    >>> join_tasks(tasks).ids.tolist()[::3]
+    ['here/000000000', 'there/000000001']
+    """
+    names = [task.name for task in tasks]
+    kinds = {task.image_data is None for task in tasks}
+    if len(set(names)) < len(names) or not names or len(kinds) > 1:
+        raise InvalidInputError(f"Expected tasks of several names, all of images or all of texts, got {names}.")
+    for task in tasks[1:]:
+        if task.class_names != tasks[0].class_names:
+            differing = sorted(set(task.class_names) ^ set(tasks[0].class_names))[:3] or "another order"
+            raise InvalidInputError(
+                f"Expected the same classes in {names[0]!r} and {task.name!r}, got {tasks[0].num_classes} and "
+                f"{task.num_classes}, differing in {differing}; rename or drop classes first."
+            )
+    return Task(
+        name or "+".join(names),
+        ids=np.array([f"{task.name}/{sample_id}" for task in tasks for sample_id in task.ids.tolist()]),
+        labels=np.concatenate([task.labels for task in tasks]),
+        class_names=tasks[0].class_names,
+        captions=np.concatenate([task.captions for task in tasks]),
+        domains=np.repeat(names, list(map(len, tasks))),
+        splits=np.concatenate([task.splits for task in tasks]),
+        image_data=None if kinds == {True} else _joined_images([task.image_data for task in tasks]),
+    )
+
+
+def _joined_images(parts: Sequence[Any]) -> np.ndarray | LazyImages:
+    held = not any(isinstance(part, LazyImages) for part in parts)
+    if held and len({(part.dtype, part.shape[1:]) for part in parts}) == 1:
+        return np.concatenate(parts)
+    rows = np.concatenate([np.arange(len(part)) for part in parts])
+    part_of = np.repeat(np.arange(len(parts)), list(map(len, parts)))
+    return LazyImages(JoinedImages(parts, part_of, rows), np.arange(len(rows)))

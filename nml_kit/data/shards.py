@@ -1,23 +1,27 @@
 """WebDataset shards: tars of images with captions or labels beside them, read by the offset of each image."""
 
+import io
 import json
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nml_kit.data.folders import IMAGE_SUFFIXES, official_splits
 from nml_kit.data.images import FileParts, LazyImages, as_objects
-from nml_kit.data.tar import sample_key, tar_members, whole_tar
 from nml_kit.data.task import Task, classes_of, make_task
 from nml_kit.errors import DataFileError, MissingDependencyError
+from nml_kit.store import replacing
 
 UNLABELLED = ("unlabelled",)
+_CHUNK = 1 << 20  # bytes
 
 
 class ShardSample(NamedTuple):
@@ -30,11 +34,12 @@ class ShardSample(NamedTuple):
     label: int | str | None
 
 
-class _Member(NamedTuple):
+class Caption(NamedTuple):
+    """A sample's key and caption, and the byte of its shard where the caption's header begins."""
+
     key: str
-    suffix: str
-    offset: int
-    size: int
+    text: str
+    byte: int
 
 
 def shard_paths(pattern: str | Path) -> list[Path]:
@@ -67,23 +72,24 @@ def read_shards(pattern: str | Path) -> Task:
     Raises DataFileError naming the shard if it is missing, cut short or no tar, or a sample lacks what others have.
     """
     shards = shard_paths(pattern)
-    samples: list[ShardSample] = []
-    counts = []
-    for path in shards:
-        before = len(samples)
-        samples += shard_samples(path)
-        counts.append(len(samples) - before)
+    samples_of = [list(shard_samples(path)) for path in shards]
+    samples = [sample for samples in samples_of for sample in samples]
     if not samples:
         raise DataFileError(f"{pattern}: expected samples with an image ({', '.join(IMAGE_SUFFIXES)}), got none.")
-    shard_of = np.repeat(np.arange(len(shards)), counts)
+    shard_of = np.repeat(np.arange(len(shards)), list(map(len, samples_of)))
     parts = FileParts(
         [str(path.absolute()) for path in shards],
         shard_of,
-        np.fromiter((sample.offset for sample in samples), np.int64, len(samples)),
-        np.fromiter((sample.size for sample in samples), np.int64, len(samples)),
+        np.array([sample.offset for sample in samples], dtype=np.int64),
+        np.array([sample.size for sample in samples], dtype=np.int64),
     )
     captions = _column(samples, "caption", shards, shard_of)
-    labels, class_names = _labels(_column(samples, "label", shards, shard_of), len(samples), pattern)
+    written_labels = _column(samples, "label", shards, shard_of)
+    try:
+        none = np.zeros(len(samples), dtype=np.int64), UNLABELLED
+        labels, class_names = none if written_labels is None else classes_of(written_labels.tolist())
+    except ValueError as error:
+        raise DataFileError(f"{pattern}: expected labels as whole numbers or texts, got {error}.") from error
     return make_task(
         Path(pattern).name.removesuffix(".tar"),
         ids=np.array([sample.key for sample in samples]),
@@ -100,51 +106,114 @@ def shard_samples(path: Path) -> Iterator[ShardSample]:
 
     Raises DataFileError if the shard is no whole tar.
     """
-    with path.open("rb") as content:
-        for key, members in groupby(_members(path), attrgetter("key")):
+    with whole_tar(path), path.open("rb") as content:
+        for key, members in groupby(sample_members(path), itemgetter(0)):
             notes: dict[str, Any] = {}
             image = None
-            for member in members:
-                if f".{member.suffix}" in IMAGE_SUFFIXES:
+            for _, suffix, member in members:
+                if f".{suffix}" in IMAGE_SUFFIXES:
                     image = member
-                elif member.suffix in ("txt", "cls", "json"):
-                    content.seek(member.offset)
-                    notes[member.suffix] = _note(content.read(member.size), member, path)
+                elif suffix in ("txt", "cls", "json"):
+                    content.seek(member.offset_data)
+                    notes[suffix] = _note(content.read(member.size), f"{path}: expected text in {key}.{suffix}", suffix)
             if image is not None:
                 beside = notes.get("json") or {}
                 label = notes.get("cls", beside.get("label"))
                 caption = notes.get("txt", beside.get("caption"))
-                yield ShardSample(key, image.offset, image.size, caption, label)
+                yield ShardSample(key, image.offset_data, image.size, caption, label)
 
 
-def _members(path: Path) -> Iterator[_Member]:
-    with whole_tar(path):
-        for member in tar_members(path):
-            key, suffix = sample_key(member.name)
-            if key:
-                yield _Member(key, suffix, member.offset_data, member.size)
+def shard_captions(path: Path, suffix: str) -> Iterator[Caption]:
+    """The caption of each sample of a shard, the member with this suffix; raises DataFileError if one has none."""
+    with whole_tar(path), path.open("rb") as source:
+        for key, members in groupby(sample_members(path), itemgetter(0)):
+            captions = [member for _, kind, member in members if kind == suffix]
+            if len(captions) != 1:
+                raise DataFileError(
+                    f"{path}: expected one caption (.{suffix}) for every sample, its members side by side, got "
+                    f"{len(captions)} for {key!r}; add it or leave that sample out."
+                )
+            source.seek(captions[0].offset_data)
+            try:
+                key.encode()
+                yield Caption(key, source.read(captions[0].size).decode(), captions[0].offset)
+            except UnicodeError as error:
+                raise DataFileError(
+                    f"{path}: expected the name and the caption of {key!r} as UTF-8, got {error}; convert it."
+                ) from error
 
 
-def _note(content: bytes, member: _Member, path: Path) -> Any:
-    """What a member beside an image says: a caption, a label, or a JSON object."""
+def sample_members(path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Key, suffix and place of each file of a sample in a tar, in memory that does not grow with their number.
+
+    By WebDataset's convention a name is parted at its file's first dot; a file without a suffix, a hidden one, or one
+    in a folder such as "__meta__" is of no sample. To be used in a block of `whole_tar`, which explains what is wrong.
+    """
+    with tarfile.open(path, "r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined] # it would keep them all
+            folder, _, file = member.name.rpartition("/")
+            stem, _, suffix = file.partition(".")
+            if member.isreg() and stem and suffix and not re.match("__[^/]*__/", member.name):
+                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), member
+        with path.open("rb") as content:  # a whole tar ends in zeros; tarfile takes any torn header for the end
+            content.seek(tar.offset)
+            if content.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no end of archive at byte {tar.offset}")
+
+
+@contextmanager
+def whole_tar(path: Path) -> Iterator[None]:
+    """Reading a tar; DataFileError if it is missing, compressed, or cut short."""
     try:
-        text = content.decode().strip()
-        if member.suffix == "cls":
-            return int(text) if text.isdecimal() else text
-        if member.suffix == "txt":
-            return text
-        found = json.loads(text)
-        if not isinstance(found, dict) or not isinstance(found.get("caption", ""), str | None):
-            raise ValueError("no JSON object, or a caption that is no text")
-        return found
-    except (ValueError, RecursionError) as error:
+        yield
+    except (tarfile.TarError, FileNotFoundError) as error:
+        size = f"{path.stat().st_size} bytes" if path.exists() else "missing"
         raise DataFileError(
-            f"{path}: expected text in {member.key}.{member.suffix}, got {error}; write it anew."
+            f"{path} ({size}): expected a whole, uncompressed tar, got {error}. It may have been "
+            "cut short; restore it, or unpack it if it is compressed."
         ) from error
 
 
+def write_shard(path: Path, target: Path, texts: Iterable[tuple[int, str]]) -> None:
+    """Copy a shard byte by byte, but with other texts for the members whose headers begin at some bytes."""
+    with replacing(target) as temporary, whole_tar(path), path.open("rb") as source, temporary.open("wb") as copy:
+        for byte, text in texts:
+            _copy(source, copy, byte - source.tell())
+            with tarfile.open(fileobj=source, mode="r:") as tar:  # it begins where `source` is
+                member = tar.next()
+            if member is None:
+                raise tarfile.ReadError(f"no file at byte {byte}")
+            source.seek(member.offset_data + _whole_blocks(member.size))
+            content = text.encode()
+            member.size = len(content)
+            member.pax_headers = {name: text for name, text in member.pax_headers.items() if name != "size"}  # it wins
+            copy.write(member.tobuf(tarfile.PAX_FORMAT, tarfile.ENCODING, "surrogateescape"))
+            copy.write(content.ljust(_whole_blocks(len(content)), tarfile.NUL))
+        place = source.tell()
+        rest = source.seek(0, io.SEEK_END) - place
+        source.seek(place)
+        _copy(source, copy, rest)
+
+
+def _note(content: bytes, expected: str, suffix: str) -> Any:
+    """What a member beside an image says: a caption, a label, or a JSON object."""
+    try:
+        text = content.decode().strip()
+        if suffix == "cls":
+            return int(text) if text.isdecimal() else text
+        if suffix == "txt":
+            return text
+        notes = json.loads(text)
+        if not isinstance(notes, dict) or not isinstance(notes.get("caption", ""), str | None):
+            raise ValueError("no JSON object, or a caption that is no text")
+        return notes
+    except (ValueError, RecursionError) as error:
+        raise DataFileError(f"{expected}, got {error}; write it anew.") from error
+
+
 def _column(
-    samples: list[ShardSample], field: str, shards: list[Path], shard_of: NDArray[np.int64]
+    samples: Sequence[ShardSample], field: str, shards: Sequence[Path], shard_of: NDArray[np.int64]
 ) -> NDArray[np.object_] | None:
     """One value a sample, or None if no sample has one; as objects, so that a long text does not pad all."""
     column = as_objects([getattr(sample, field) for sample in samples])
@@ -160,18 +229,20 @@ def _column(
     return column
 
 
-def _labels(
-    found: NDArray[np.object_] | None, count: int, pattern: str | Path
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    if found is None:
-        return np.zeros(count, dtype=np.int64), UNLABELLED
-    try:
-        return classes_of(found.tolist())
-    except ValueError as error:
-        raise DataFileError(f"{pattern}: expected labels as whole numbers or texts, got {error}.") from error
+def _splits(shards: Sequence[Path]) -> list[str]:
+    words_of = [[path.parent.name.lower(), *re.split(r"[^a-z]+", path.name.lower())] for path in shards]
+    uses = official_splits(sorted({word for words in words_of for word in words}))
+    return [next((uses[word] for word in reversed(words) if word in uses), "train") for words in words_of]
 
 
-def _splits(shards: list[Path]) -> list[str]:
-    words = [[path.parent.name.lower(), *re.split(r"[^a-z]+", path.name.lower())] for path in shards]
-    uses = official_splits(sorted({word for found in words for word in found}))
-    return [next((uses[word] for word in reversed(found) if word in uses), "train") for found in words]
+def _whole_blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _copy(source: IO[bytes], copy: IO[bytes], length: int) -> None:
+    while length:
+        chunk = source.read(min(length, _CHUNK))
+        if not chunk:
+            raise tarfile.ReadError(f"{length} bytes less than before")
+        copy.write(chunk)
+        length -= len(chunk)

@@ -1,6 +1,8 @@
-"""Tables of samples in CSV or Parquet files: anyone's, and those of the shipped data."""
+"""Tables of samples: anyone's CSV and Parquet files, the shipped data, and data sets of Hugging Face `datasets`."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nml_kit.data.images import LazyImages, as_objects, image_files
-from nml_kit.data.task import Task, classes_of, make_task, padded_texts
-from nml_kit.errors import DataFileError
+from nml_kit.data.folders import official_splits
+from nml_kit.data.images import ImageSource, LazyImages, as_objects, image_files
+from nml_kit.data.task import Task, classes_of, make_task, numbered_ids
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
-REQUIRED_COLUMNS = ("label", "caption", "domain", "source", "id", "split")
-
-_ARROW_ERRORS = (pa.ArrowException, RuntimeError, MemoryError)
+REQUIRED_COLUMNS = ("label", "caption", "domain", "source", "id", "split")  # of the shipped data
+PAIR_SEPARATOR = "\n"
+_NO_INPUTS = ("id", "idx", "split", "domain", "label")
+_MOST_CHARACTERS = 10**9  # of a column that numpy pads to one length, at four bytes each
+_READING_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError)
+_TABLE_ERRORS = (*_READING_ERRORS, pa.ArrowException)
 
 
 def read_table_task(path: Path) -> Task:
@@ -26,76 +32,36 @@ def read_table_task(path: Path) -> Task:
     An image is the path of a file, from the table's folder, or encoded bytes (in Parquet, also as Hugging Face keeps
     them). Labels are numbers in 0..K−1 (their names are read where Hugging Face wrote them) or texts. Optional are
     `split` (train and test; else a quarter is set apart by a hash of the ids), `domain`, `id` (else the image's path,
-    or the row's number) and `caption`. A Parquet file that has `class_names` in its metadata is read by
-    `read_parquet_task`. Raises DataFileError naming a missing column, or if the file is not whole.
+    or the row's number) and `caption`. The shipped data, which have `class_names` in their metadata, have them all.
+    Raises DataFileError naming a missing column, or if the file is not whole.
     """
-    table = _read_delimited(path) if path.suffix in (".csv", ".tsv") else _read_table(path)
-    if b"class_names" in (table.schema.metadata or {}):
-        return read_parquet_task(path)
-    inputs = next((name for name in ("image", "text") if name in table.column_names), None)
-    missing = ["`image` or `text`"] * (inputs is None) + ["`label`"] * ("label" not in table.column_names)
-    if missing or inputs is None:
+    table = _read_delimited(path) if path.suffix in (".csv", ".tsv") else _read_parquet(path)
+    columns = table.column_names
+    is_shipped = b"class_names" in (table.schema.metadata or {})
+    inputs = "image" if "image" in columns else "caption" if is_shipped else "text"
+    missing = [name for name in (REQUIRED_COLUMNS if is_shipped else (inputs, "label")) if name not in columns]
+    if missing:
+        named = " and ".join("`image` or `text`" if name == "text" else f"`{name}`" for name in missing)
         raise DataFileError(
-            f"{path}: expected the columns `image` or `text`, and `label`, but {' and '.join(missing)} is missing; "
-            f"rename one of {', '.join(table.column_names)}."
+            f"{path}: expected a table with images or texts and their labels, but {named} is missing; rename one of "
+            f"{', '.join(columns)}."
         )
     try:
-        given = {column: _objects(table[column]) for column in ("split", "domain", "caption")
-                 if column in table.column_names}  # fmt: skip
-        image_data, names = _images(table, path.parent) if inputs == "image" else (None, None)
+        texts = {name: _objects(table[name]) for name in ("split", "domain", "caption") if name in columns}
+        image_data, paths = _images(table, path.parent) if inputs == "image" else (None, None)
         if inputs == "text":
-            given["caption"] = _objects(table["text"])
+            texts["caption"] = _objects(table["text"])
         labels, class_names = classes_of(_label_values(table["label"]))
-        numbered = [f"{row:09d}" for row in range(len(labels))]
-        ids = _texts(table["id"]) if "id" in table.column_names else padded_texts(names or numbered)
-    except (ValueError, TypeError, LookupError, AttributeError, *_ARROW_ERRORS) as error:
+        ids = _padded(_objects(table["id"]) if "id" in columns else paths or numbered_ids(len(labels)))
+        written_names = _written_names(table.schema.metadata or {})
+    except _TABLE_ERRORS as error:
         raise DataFileError(
             f"{path}: expected texts, labels as whole numbers or texts, and images as paths or encoded bytes, but got "
             f"{error}."
         ) from error
+    optional = {f"{name}s": values for name, values in texts.items()}
     return make_task(
-        path.stem,
-        ids=ids,
-        labels=labels,
-        class_names=_written_names(table) or class_names,
-        captions=given.get("caption"),
-        domains=given.get("domain"),
-        splits=given.get("split"),
-        image_data=image_data,
-    )
-
-
-def read_parquet_task(path: Path) -> Task:
-    """Read one Parquet file in the Hugging Face image convention as a Task; the format of the shipped data."""
-    table = _read_table(path)
-    missing = [column for column in REQUIRED_COLUMNS if column not in table.column_names]
-    metadata = table.schema.metadata or {}
-    if missing or b"class_names" not in metadata:
-        raise DataFileError(
-            f"{path}: expected columns {', '.join(REQUIRED_COLUMNS)} and `class_names` in the schema metadata, "
-            f"but {', '.join(missing) or 'class_names'} is missing; rebuild it with `python data/build.py`."
-        )
-    try:
-        text = {column: _texts(table[column]) for column in ("id", "caption", "domain", "split")}
-        labels = _without_gaps(table["label"]).cast(pa.int64()).to_numpy()
-        class_names = json.loads(metadata[b"class_names"])
-        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-            raise ValueError("class names that are no list of texts")
-        image_data = _encoded_images(table) if "image" in table.column_names else None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, *_ARROW_ERRORS) as error:
-        raise DataFileError(
-            f"{path}: expected texts, whole labels, class names as JSON and images as encoded bytes, but got {error}; "
-            "rebuild it with `python data/build.py`."
-        ) from error
-    return Task(
-        name=path.stem,
-        ids=text["id"],
-        labels=labels,
-        class_names=tuple(class_names),
-        captions=text["caption"],
-        domains=text["domain"],
-        splits=text["split"],
-        image_data=image_data,
+        path.stem, ids=ids, labels=labels, class_names=written_names or class_names, image_data=image_data, **optional
     )
 
 
@@ -106,55 +72,19 @@ def _read_delimited(path: Path) -> pa.Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline().rstrip("\r\n")
         columns = [name.strip('"') for name in header.split("\t" if tabs else ",")]
+        kinds = {name: pa.string() for name in columns if name != "label"}
+        # In TSV as GLUE has it quotes are characters.
+        parsing = {"delimiter": "\t", "quote_char": False} if tabs else {"newlines_in_values": True}
         return pyarrow.csv.read_csv(
             path,
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in columns if name != "label"}
-            ),
+            parse_options=pyarrow.csv.ParseOptions(**parsing),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
         )
-    except (OSError, ValueError, *_ARROW_ERRORS) as error:
+    except _TABLE_ERRORS as error:
         raise DataFileError(f"Expected a table with a line of column names in {path}, got {error}.") from error
 
 
-def _objects(column: pa.ChunkedArray) -> NDArray[np.object_]:
-    """Texts (N,) as objects: a long one does not pad all."""
-    return as_objects(_without_gaps(column).cast(pa.large_string()).to_pylist())
-
-
-def _label_values(column: pa.ChunkedArray) -> Any:
-    column = _without_gaps(column)
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64()).to_numpy()
-    return column.cast(pa.large_string()).to_pylist()
-
-
-def _written_names(table: pa.Table) -> list[str] | None:
-    """The class names that Hugging Face `datasets` wrote beside a table."""
-    try:
-        notes = json.loads((table.schema.metadata or {})[b"huggingface"])
-        names = notes["info"]["features"]["label"]["names"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _images(table: pa.Table, folder: Path) -> tuple[NDArray[np.object_] | LazyImages, list[str] | None]:
-    """The images of a table, and their paths if they are files."""
-    column = _without_gaps(table["image"]).combine_chunks()
-    if pa.types.is_struct(column.type):
-        if not column.field("bytes").null_count:
-            return _encoded_images(table), None
-        column = _without_gaps(column.field("path"))
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return as_objects(column.to_pylist()), None
-    paths = column.cast(pa.large_string()).to_pylist()
-    return image_files([folder / path for path in paths]), paths
-
-
-def _read_table(path: Path) -> pa.Table:
+def _read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
         raise DataFileError(
             f"Data file {path} is missing; expected the shipped Parquet file there. "
@@ -164,7 +94,7 @@ def _read_table(path: Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
         table.validate(full=True)
         return table
-    except (OSError, ValueError, TypeError, LookupError, *_ARROW_ERRORS) as error:
+    except _TABLE_ERRORS as error:
         raise DataFileError(
             f"Data file {path} ({path.stat().st_size} bytes) is not a whole Parquet file: {error}. "
             "It may have been cut short; restore it from the repository."
@@ -177,9 +107,194 @@ def _without_gaps(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _texts(column: pa.ChunkedArray) -> NDArray[np.str_]:
-    return padded_texts(_without_gaps(column).cast(pa.large_string()).to_pylist())
+def _objects(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    """Texts (N,) as objects: a long one does not pad all."""
+    return as_objects(_without_gaps(column).cast(pa.large_string()).to_pylist())
 
 
-def _encoded_images(table: pa.Table) -> NDArray[np.object_]:
-    return as_objects(table["image"].combine_chunks().field("bytes").to_pylist())
+def _padded(texts: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
+    if (longest := max(map(len, texts), default=0)) * len(texts) > _MOST_CHARACTERS:
+        raise ValueError(f"a text of {longest:,} characters, too long for {len(texts):,} rows: numpy pads all to it")
+    return np.array(texts, dtype=np.str_)
+
+
+def _label_values(column: pa.ChunkedArray) -> Any:
+    if pa.types.is_integer(column.type):
+        return _without_gaps(column).cast(pa.int64()).to_numpy()
+    return _objects(column)
+
+
+def _images(table: pa.Table, folder: Path) -> tuple[NDArray[np.object_] | LazyImages, list[str] | None]:
+    """The images of a table, and their paths if they are files."""
+    column = _without_gaps(table["image"]).combine_chunks()
+    if pa.types.is_struct(column.type):
+        encoded = column.field("bytes")
+        column = _without_gaps(column.field("path")) if encoded.null_count else encoded
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return as_objects(column.to_pylist()), None
+    paths = column.cast(pa.large_string()).to_pylist()
+    return image_files([folder / path for path in paths]), paths
+
+
+def _written_names(metadata: Mapping[bytes, bytes]) -> list[str] | None:
+    """The class names in a table's metadata: those of the shipped data, or of Hugging Face `datasets`."""
+    if b"class_names" in metadata:
+        names = json.loads(metadata[b"class_names"])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("class names that are no list of texts")
+        return names
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+@dataclass(frozen=True, eq=False)
+class HubImages(ImageSource):
+    """The encoded images of one column of a `datasets.Dataset`, which stay in its memory-mapped files."""
+
+    rows: Any
+    column: str
+
+    def read(self, number: int) -> bytes:
+        image = self.rows[number][self.column]
+        try:
+            return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        except (OSError, ValueError, TypeError) as error:
+            raise DataFileError(f"{self.place(number)}: expected an image, got {error}; load the data anew.") from error
+
+    def place(self, number: int) -> str:
+        return f"{self.rows.builder_name or 'data set'}, row {number}"
+
+
+def is_saved_to_disk(path: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this directory."""
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def read_hub(
+    source: str | Path,
+    *,
+    config: str | None = None,
+    name: str | None = None,
+    inputs: Sequence[str] = (),
+    label: str = "",
+    class_names: Sequence[str] = (),
+    splits: Mapping[str, str] | None = None,
+) -> Task:
+    """A Task from a data set of the hub ("owner/name"), or a local directory (of `save_to_disk`, or of data files).
+
+    `inputs`: the column of images, or of texts; default: the one `Image` column, else all columns of text. Texts of
+    two columns, as GLUE's pairs, are joined by PAIR_SEPARATOR, a line break. Columns `domain`, and `caption` of images,
+    are kept. `label`: default "label", "labels", or the one `ClassLabel` column; `class_names` are what its classes are
+    called here; the same names in another order number them anew.
+    `splits` says which of its splits are "train" and "test"; default: `official_splits` of the first part of their
+    names (validation_matched is a validation split). Rows whose label is hidden (−1 or none) are left out, and splits
+    that have only such; what is "test" is decided after that.
+    Raises MissingDependencyError without `datasets`, DataFileError if it cannot be read, InvalidInputError if the
+    columns are not clear.
+    """
+    parts = _all_splits(source, config)
+    label = _label_column(next(iter(parts.values())), label)
+    parts = {split: labelled for split, rows in parts.items() if len(labelled := _labelled(rows, label))}
+    uses = dict(splits) if splits is not None else _uses(list(parts))
+    if missing := [split for split in uses or ["train or test"] if split not in parts]:
+        raise DataFileError(f"{source}: expected labelled rows in split {missing[0]!r}, got splits {', '.join(parts)}.")
+    return _assembled(name or Path(str(source)).name, parts, uses, label, inputs, class_names)
+
+
+def _all_splits(source: str | Path, config: str | None) -> dict[str, Any]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Hugging Face data needs datasets: pip install 'nml_kit[hub]'.") from error
+    path = Path(source)
+    try:
+        saved = is_saved_to_disk(path)
+        data = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(source), config)
+    except (*_TABLE_ERRORS, datasets.exceptions.DatasetsError) as error:
+        where = "the directory" if path.is_dir() else "the hub (is it reachable, the name right, access granted?)"
+        raise DataFileError(f"Expected data set {source} in {where}, got {type(error).__name__}: {error}") from error
+    return dict(data) if isinstance(data, dict) else {str(data.split or "all"): data}
+
+
+def _label_column(rows: Any, label: str) -> str:
+    classes = [name for name, kind in rows.features.items() if type(kind).__name__ == "ClassLabel"]
+    columns = [name for name in ([label] if label else ["label", "labels"]) if name in rows.features] or classes
+    if len(columns) != 1:
+        raise InvalidInputError(
+            f"Expected one column of labels, got {', '.join(rows.features)}; name it: read_hub(…, label=…)."
+        )
+    return columns[0]
+
+
+def _labelled(rows: Any, label: str) -> Any:
+    """The rows with a label that is not hidden."""
+    keep = [value is not None and value != -1 for value in rows[label][:]]
+    return rows if all(keep) else rows.select(np.flatnonzero(keep))
+
+
+def _uses(names: list[str]) -> dict[str, str]:
+    if names == ["all"]:
+        return {"all": ""}
+    families = {name: name.partition("_")[0] for name in names}
+    uses = official_splits(sorted(set(families.values())))
+    return {name: uses[family] for name, family in families.items() if family in uses}
+
+
+def _assembled(
+    name: str,
+    parts: dict[str, Any],
+    uses: dict[str, str],
+    label: str,
+    inputs: Sequence[str],
+    class_names: Sequence[str],
+) -> Task:
+    import datasets
+
+    chosen = [parts[split] for split in uses]
+    columns = list(inputs) or _input_columns(chosen[0], label)
+    is_image = isinstance(chosen[0].features[columns[0]], datasets.Image)
+    try:
+        rows = datasets.concatenate_datasets(chosen)
+        labels, found_names = classes_of(rows[label][:])
+        texts = [rows[column][:] for column in (["caption"] if is_image else columns) if column in rows.features]
+        captions = as_objects([PAIR_SEPARATOR.join(pair) for pair in zip(*texts, strict=True)])
+        domains = as_objects(rows["domain"][:]) if "domain" in rows.features else None
+        encoded = rows.select_columns(columns)
+        if is_image:
+            encoded = encoded.cast_column(columns[0], datasets.Image(decode=False))
+    except _TABLE_ERRORS as error:
+        raise DataFileError(f"{name}: expected columns of images or texts, and of labels, got {error}.") from error
+    written = getattr(rows.features[label], "names", None)
+    found_names = written or found_names
+    if class_names and sorted(class_names) == sorted(found_names):  # the same in another order
+        labels = np.array([list(class_names).index(found) for found in found_names])[labels]
+    elif class_names and (len(found_names) > len(class_names) or (written and len(written) < len(class_names))):
+        raise DataFileError(f"{name}: expected the classes {', '.join(class_names)}, got {', '.join(found_names)}.")
+    return make_task(
+        name,
+        ids=np.concatenate([numbered_ids(len(parts[split]), f"{split}/") for split in uses]),
+        labels=labels,
+        class_names=class_names or found_names,
+        captions=captions if texts else None,
+        domains=domains,
+        splits=np.repeat(list(uses.values()), list(map(len, chosen))) if all(uses.values()) else None,
+        image_data=LazyImages(HubImages(encoded, columns[0]), np.arange(len(rows))) if is_image else None,
+    )
+
+
+def _input_columns(rows: Any, label: str) -> list[str]:
+    import datasets
+
+    images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    kinds = {name: getattr(kind, "dtype", "") for name, kind in rows.features.items()}
+    strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    texts = [name for name in strings if name not in (*_NO_INPUTS, label)]
+    if len(images) > 1 or (not images and not 1 <= len(texts) <= 2):
+        raise InvalidInputError(
+            f"Expected one column of images, or one or two of texts, got {', '.join(rows.features)}; name them: "
+            "read_hub(…, inputs=[…])."
+        )
+    return images or texts

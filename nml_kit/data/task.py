@@ -7,16 +7,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Int64, Shaped, UInt8
+from numpy.typing import ArrayLike, NDArray
 
-from nml_kit.data.digests import digest_of
 from nml_kit.data.images import LazyImages, decode_images
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
+from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.store import fingerprint
 
 _TEST_SHARE = 0.25
 _MOST_CLASSES = 1_000_000
-_MOST_CHARACTERS = 10**9  # of a column, at four bytes each
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +37,21 @@ class Task:
     """
 
     name: str
-    ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
+    ids: Shaped[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    captions: NDArray[np.str_]
-    domains: NDArray[np.str_]
-    splits: NDArray[np.str_]
-    image_data: NDArray[Any] | LazyImages | None = None
+    captions: Shaped[np.ndarray, " n"]
+    domains: Shaped[np.ndarray, " n"]
+    splits: Shaped[np.ndarray, " n"]
+    image_data: Shaped[np.ndarray, "n ..."] | LazyImages | None = None
 
     def __post_init__(self) -> None:
-        columns: dict[str, Any] = {"labels": self.labels, "captions": self.captions, "domains": self.domains,
-                                   "splits": self.splits}  # fmt: skip
-        if self.image_data is not None:
-            columns["images"] = self.image_data
-        for column, values in columns.items():
-            _require_length(self.name, column, values, len(self.ids))
+        _require_labels(self.name, self.ids, self.labels, self.num_classes)
+        for column in ("captions", "domains", "splits", "image_data"):
+            values = getattr(self, column)
+            if values is not None:
+                _require_length(self.name, column.removesuffix("_data"), values, self.ids)
         require_unique_ids(self.ids, f"Task {self.name!r}")
-        _require_labels(self.name, self.labels, self.num_classes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,11 +61,8 @@ class Task:
         return len(self.class_names)
 
     @cached_property
-    def images(self) -> NDArray[np.uint8] | None:
-        """All pixels, uint8 RGB (N, H, W, 3), or None for a text task.
-
-        Raises DataFileError if a file does not decode, or if sizes differ.
-        """
+    def images(self) -> UInt8[np.ndarray, "n h w 3"] | None:
+        """All pixels, or None for a text task; raises DataFileError if a file does not decode, or if sizes differ."""
         if self.image_data is None:
             return None
         images = self.inputs(slice(None))
@@ -85,13 +80,13 @@ class Task:
         Files count by their bytes, never by their paths or times; all are read, but not again until one is written to.
         """
         inputs = self.captions if self.image_data is None else self.image_data
-        content = digest_of(inputs) if isinstance(inputs, LazyImages) else inputs
+        content = inputs.digest() if isinstance(inputs, LazyImages) else inputs
         return fingerprint({"ids": self.ids, "inputs": content})
 
-    def inputs(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:
-        """The model inputs of `rows`: uint8 images (n, H, W, 3), or captions (n,) of a text task.
+    def inputs(self, rows: slice | Shaped[np.ndarray, " m"]) -> Shaped[np.ndarray, "m ..."]:
+        """The model inputs of `rows`: uint8 images (m, H, W, 3), or captions (m,) of a text task.
 
-        Images of several sizes come as an object array (n,) of uint8 (h, w, 3).
+        Images of several sizes come as an object array (m,) of uint8 (h, w, 3).
         Raises DataFileError if a file is missing or does not decode.
         """
         if self.image_data is None:
@@ -99,14 +94,14 @@ class Task:
         chosen = self.image_data[rows]
         return decode_images(chosen, self.ids[rows], self.name) if chosen.dtype == object else chosen
 
-    def take(self, rows: NDArray[Any]) -> "Task":
+    def take(self, rows: Shaped[np.ndarray, " m"]) -> "Task":
         """The task restricted to `rows`, a boolean mask (N,) or integer positions."""
-        image_data = None if self.image_data is None else self.image_data[rows]
-        return replace(self, ids=self.ids[rows], labels=self.labels[rows], captions=self.captions[rows],
-                       domains=self.domains[rows], splits=self.splits[rows], image_data=image_data)  # fmt: skip
+        columns = ("ids", "labels", "captions", "domains", "splits", "image_data")
+        present = {name: getattr(self, name) for name in columns if getattr(self, name) is not None}
+        return replace(self, **{name: values[rows] for name, values in present.items()})
 
     def select(self, *, split: str | None = None, domains: Sequence[str] | None = None) -> "Task":
-        """The samples of one split and of some domains; an unknown name is an error.
+        """The samples of one split and of some domains.
 
         Raises UnknownNameError if `split` or a domain does not occur in the task.
         """
@@ -123,24 +118,87 @@ class Task:
         for label in range(kept_classes):
             rows = np.flatnonzero((self.splits == "train") & (self.labels == label))
             rows = rows[np.argsort(self.ids[rows])]
-            count = len(rows) if train_per_class is None else min(train_per_class, len(rows))
-            keep[generator.permutation(rows)[:count]] = True
+            keep[generator.permutation(rows)[:train_per_class]] = True
         return replace(self.take(keep), class_names=self.class_names[:kept_classes])
 
 
-def _require_labels(name: str, labels: NDArray[np.int64], num_classes: int) -> None:
-    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise InvalidInputError(
-            f"Task {name!r}: expected labels in 0..{num_classes - 1}, but got {labels.min()}..{labels.max()}."
-        )
+def noise_fingerprint(record: LabelNoise | CaptionNoise) -> str:
+    """Hash a record of noise, every label, text and setting of it, to 64 hex digits."""
+    return fingerprint({"record": type(record).__name__, **vars(record)})
 
 
-def _require_length(name: str, column: str, values: Any, count: int) -> None:
-    if len(values) != count:
-        raise InvalidInputError(f"Task {name!r}: expected {count} {column}, one per id, but got {len(values)}.")
+def task_from_arrays(
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    name: str = "arrays",
+    ids: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    captions: ArrayLike | None = None,
+    domains: ArrayLike | None = None,
+    splits: ArrayLike | None = None,
+) -> Task:
+    """A Task of images (N, H, W, 3) or (N, H, W) uint8, or of texts (N,), with labels (N,): arrays, tensors, or lists.
+
+    Labels are numbers in 0..K−1, or texts, whose sorted values are the classes. Without `ids` rows are numbered;
+    without `domains` all are one; without `splits` a quarter of each class is "test", drawn by a hash of the ids.
+    Raises InvalidInputError for inputs or labels of other kinds, and as `Task` does.
+
+    >>> task = task_from_arrays(np.zeros((8, 5, 4, 3), np.uint8), ["no", "yes"] * 4)
+    >>> task.class_names, task.select(split="test").images.shape
+    (('no', 'yes'), (2, 5, 4, 3))
+    """
+    values = np.asarray(inputs)
+    texts = values.ndim == 1 and all(isinstance(value, str) for value in values.tolist())
+    try:
+        numbers, names = classes_of(np.asarray(labels))
+    except ValueError as error:
+        raise InvalidInputError(f"Expected labels as whole numbers or texts, got {error}.") from error
+    return make_task(
+        name,
+        ids=numbered_ids(len(values)) if ids is None else np.asarray(ids).astype(np.str_),
+        labels=numbers,
+        class_names=names if class_names is None else class_names,
+        captions=values if texts else None if captions is None else np.asarray(captions),
+        domains=None if domains is None else np.asarray(domains),
+        splits=None if splits is None else np.asarray(splits),
+        image_data=None if texts else _as_rgb(values),
+    )
 
 
-def require_unique_ids(ids: NDArray[np.str_], owner: str) -> None:
+def make_task(
+    name: str,
+    *,
+    ids: Shaped[np.ndarray, " n"],
+    labels: Int64[np.ndarray, " n"],
+    class_names: Sequence[str],
+    captions: Shaped[np.ndarray, " n"] | None = None,
+    domains: Shaped[np.ndarray, " n"] | None = None,
+    splits: Shaped[np.ndarray, " n"] | None = None,
+    image_data: Shaped[np.ndarray, "n ..."] | LazyImages | None = None,
+) -> Task:
+    """A Task of what a data set has: the caption of an image is else its class, the domain "all", a quarter is "test".
+
+    Raises InvalidInputError as `Task` does, for splits other than "train" and "test", and for ids that are no Unicode
+    text, such as names of files in an encoding of old.
+    """
+    try:
+        "".join(ids.tolist()).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"Task {name!r}: expected ids of Unicode text, but got {error}; rename it.") from error
+    _require_labels(name, ids, labels, len(class_names))  # before they are counted on
+    if splits is None:
+        splits = splits_by_id(ids, labels)
+    if len(wrong := np.setdiff1d(splits, ["train", "test"])):
+        raise InvalidInputError(f"Task {name!r}: expected splits train and test, but got {str(wrong[0])!r}; rename it.")
+    if captions is None:
+        captions = np.array([class_name.replace("_", " ") for class_name in class_names], dtype=np.str_)[labels]
+    if domains is None:
+        domains = np.full(len(ids), "all")
+    return Task(name, ids, labels, tuple(class_names), captions, domains, splits, image_data)
+
+
+def require_unique_ids(ids: Shaped[np.ndarray, " n"], owner: str) -> None:
     """Raise InvalidInputError naming a repeated id."""
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids):
@@ -151,27 +209,25 @@ def require_unique_ids(ids: NDArray[np.str_], owner: str) -> None:
 
 
 def select_rows(
-    splits: NDArray[np.str_],
-    domains: NDArray[np.str_],
+    splits: Shaped[np.ndarray, " n"],
+    domains: Shaped[np.ndarray, " n"],
     *,
     split: str | None = None,
     domains_wanted: Sequence[str] | None = None,
-) -> NDArray[np.bool_]:
+) -> Bool[np.ndarray, " n"]:
     """Boolean mask (N,) of the rows in `split` and in `domains_wanted` (None: all)."""
     mask = np.ones(len(splits), dtype=bool)
-    if split is not None:
-        if split not in splits:
-            raise unknown_name("split", split, np.unique(splits).tolist())
-        mask &= splits == split
-    if domains_wanted is not None:
-        for domain in domains_wanted:
-            if domain not in domains:
-                raise unknown_name("domain", domain, np.unique(domains).tolist())
-        mask &= np.isin(domains, list(domains_wanted))
+    splits_wanted = None if split is None else [split]
+    for kind, column, wanted in (("split", splits, splits_wanted), ("domain", domains, domains_wanted)):
+        for name in wanted or ():
+            if name not in column:
+                raise unknown_name(kind, name, np.unique(column).tolist())
+        if wanted is not None:
+            mask &= np.isin(column, list(wanted))
     return mask
 
 
-def splits_by_id(ids: NDArray[np.str_], labels: NDArray[np.int64]) -> NDArray[np.str_]:
+def splits_by_id(ids: Shaped[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
     """Splits (N,) for a set that comes without: a quarter of each class for "test", drawn by a hash of the ids.
 
     Neither order nor place of the samples counts. At least one of a class stays in "train".
@@ -188,7 +244,7 @@ def splits_by_id(ids: NDArray[np.str_], labels: NDArray[np.int64]) -> NDArray[np
     return splits
 
 
-def classes_of(values: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def classes_of(values: Sequence[Any] | Shaped[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
     """Labels (N,) in 0..K−1 and the names of the K classes, of whole numbers or texts (N,).
 
     Texts are sorted; numbers stay what they are, so that parts of one data set agree, and are their own names.
@@ -197,56 +253,41 @@ def classes_of(values: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64],
     >>> classes_of(["dog", "cat", "dog"])[1], classes_of([2, 0])
     (('cat', 'dog'), (array([2, 0]), ('0', '1', '2')))
     """
-    found = np.asarray(values)
-    if found.ndim == 1 and found.dtype.kind in "iu" and len(found):
-        if found.min() < 0 or found.max() >= _MOST_CLASSES:
-            raise ValueError(f"labels {found.min()} to {found.max()}, not 0 to K-1; write names as texts")
-        return found.astype(np.int64), tuple(map(str, range(int(found.max()) + 1)))
-    if found.ndim != 1 or not all(isinstance(value, str) for value in found.tolist()):
-        raise ValueError(f"labels of dtype {found.dtype} and shape {found.shape}, not whole numbers or texts")
-    names, labels = np.unique(found.astype(np.str_), return_inverse=True)
+    column = np.asarray(values)
+    if column.ndim == 1 and column.dtype.kind in "iu" and len(column):
+        if column.min() < 0 or column.max() >= _MOST_CLASSES:
+            raise ValueError(f"labels {column.min()} to {column.max()}, not 0 to K-1; write names as texts")
+        return column.astype(np.int64), tuple(map(str, range(int(column.max()) + 1)))
+    if column.ndim != 1 or not all(isinstance(value, str) for value in column.tolist()):
+        raise ValueError(f"labels of dtype {column.dtype} and shape {column.shape}, not whole numbers or texts")
+    names, labels = np.unique(column.astype(np.str_), return_inverse=True)
     return labels.astype(np.int64), tuple(names.tolist())
 
 
-def padded_texts(texts: Sequence[str]) -> NDArray[np.str_]:
-    """Texts (N,) of at most one length; raises ValueError if one is so long that padding all to it takes gigabytes.
-
-    >>> padded_texts(["a", "bc"]).dtype
-    dtype('<U2')
-    """
-    if (longest := max(map(len, texts), default=0)) * len(texts) > _MOST_CHARACTERS:
-        raise ValueError(f"a text of {longest:,} characters, too long for {len(texts):,} rows: numpy pads all to it")
-    return np.array(texts, dtype=np.str_)
+def numbered_ids(count: int, prefix: str = "") -> NDArray[np.str_]:
+    """Ids (N,) of rows that have none: their numbers, from 0, after `prefix`."""
+    return np.array([f"{prefix}{row:09d}" for row in range(count)], dtype=np.str_)
 
 
-def make_task(
-    name: str,
-    *,
-    ids: NDArray[np.str_],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    captions: NDArray[Any] | None = None,
-    domains: NDArray[Any] | None = None,
-    splits: NDArray[Any] | None = None,
-    image_data: NDArray[Any] | LazyImages | None = None,
-) -> Task:
-    """A Task of what a data set has: the caption of an image is else its class, the domain "all", a quarter is "test".
+def _require_labels(name: str, ids: NDArray[Any], labels: NDArray[np.int64], num_classes: int) -> None:
+    _require_length(name, "labels", labels, ids)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise InvalidInputError(
+            f"Task {name!r}: expected labels in 0..{num_classes - 1}, but got {labels.min()}..{labels.max()}."
+        )
 
-    Raises InvalidInputError as `Task` does, for splits other than "train" and "test", and for ids that are no Unicode
-    text, such as names of files in an encoding of old.
-    """
-    try:
-        "".join(ids.tolist()).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(f"Task {name!r}: expected ids of Unicode text, but got {error}; rename it.") from error
-    _require_length(name, "labels", labels, len(ids))  # before they are counted on
-    _require_labels(name, labels, len(class_names))
-    if splits is None:
-        splits = splits_by_id(ids, labels)
-    if len(wrong := np.setdiff1d(splits, ["train", "test"])):
-        raise InvalidInputError(f"Task {name!r}: expected splits train and test, but got {str(wrong[0])!r}; rename it.")
-    if captions is None:
-        captions = np.array([class_name.replace("_", " ") for class_name in class_names], dtype=np.str_)[labels]
-    if domains is None:
-        domains = np.full(len(ids), "all")
-    return Task(name, ids, labels, tuple(class_names), captions, domains, splits, image_data)
+
+def _require_length(name: str, column: str, values: Any, ids: NDArray[Any]) -> None:
+    if len(values) != len(ids):
+        raise InvalidInputError(f"Task {name!r}: expected {len(ids)} {column}, one per id, but got {len(values)}.")
+
+
+def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
+    if images.dtype == np.uint8 and images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise InvalidInputError(
+            f"Expected images (N, H, W, 3) or (N, H, W) of uint8, or texts (N,), got {images.dtype} of shape "
+            f"{images.shape}; put the channels last (`.permute(0, 2, 3, 1)`) and scale to 0..255."
+        )
+    return images

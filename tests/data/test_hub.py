@@ -12,7 +12,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from nml_kit.data import load_task
-from nml_kit.data.hub import PAIR_SEPARATOR, is_cached, read_hub
+from nml_kit.data.catalogue import is_cached
+from nml_kit.data.tables import PAIR_SEPARATOR, read_hub
 from nml_kit.errors import DataFileError, InvalidInputError
 from tests.pictures import encoded, pixels
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nml_kit.data import load_task
-from nml_kit.data.joined import join_tasks
+from nml_kit.data.load import join_tasks
 from nml_kit.errors import DataFileError, InvalidInputError
 from tests.pictures import write_class_folders, write_picture
 

@@ -59,7 +59,7 @@ def test_truncated_file_is_not_read(tmp_path):
 
 def test_missing_column_is_named(tmp_path):
     write_parquet(tmp_path / "x.parquet", drop=["domain"])
-    with pytest.raises(DataFileError, match="but domain is missing"):
+    with pytest.raises(DataFileError, match="but `domain` is missing"):
         load_task(str(tmp_path / "x.parquet"))
 
 

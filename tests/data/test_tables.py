@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nml_kit.data import load_task
-from nml_kit.data.arrays import task_from_arrays
+from nml_kit.data import load_task, task_from_arrays
 from nml_kit.errors import DataFileError, InvalidInputError
 from tests.pictures import encoded, pixels, write_picture
 

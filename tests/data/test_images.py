@@ -4,12 +4,13 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 
-from nml_kit.data import digests as _digests
-from nml_kit.data import load_task
-from nml_kit.data.images import WholeFiles
-from nml_kit.data.joined import join_tasks
+from nml_kit.data import images, load_task
+from nml_kit.data.images import FileParts
+from nml_kit.data.load import join_tasks
+from nml_kit.store import plain
 from tests.data.test_shards import write_shards
 from tests.pictures import write_class_folders
 
@@ -18,8 +19,8 @@ from tests.pictures import write_class_folders
 def reads(monkeypatch):
     """Counts the files that are read."""
     counted = []
-    read = WholeFiles.read
-    monkeypatch.setattr(WholeFiles, "read", lambda self, number: counted.append(number) or read(self, number))
+    read = FileParts.read
+    monkeypatch.setattr(FileParts, "read", lambda self, number: counted.append(number) or read(self, number))
     return counted
 
 
@@ -32,7 +33,7 @@ def folder(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     """As a minute after the last change of the files."""
-    monkeypatch.setattr(_digests, "_SETTLED_SECONDS", 0.05)
+    monkeypatch.setattr(images, "_SETTLED_SECONDS", 0.05)
     return lambda: time.sleep(0.1)
 
 
@@ -92,4 +93,4 @@ def test_shards_and_joined_tasks_are_remembered_too(folder, settled, tmp_path):
         task = make()
         assert task.fingerprint == make().fingerprint
         assert len(list((tmp_path / "home" / "digests").glob("*"))) == known + 1
-        assert task.image_data.digest() == _digests.digest_of(make().image_data)
+        assert task.image_data.digest() == plain(np.array(list(make().image_data), dtype=object))
