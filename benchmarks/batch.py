@@ -1,5 +1,6 @@
 """A batch of notebooks by `nml run` against papermill alone: the same notebooks, parameters and store contents."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-
-import yaml
 
 from benchmarks.measure import Row, compare
 
@@ -24,7 +23,7 @@ for number, notebook in enumerate(sys.argv[2:]):
 def suite_of(notebooks: list[Path], path: Path, repeats: int) -> Path:
     """A suite file that runs each notebook `repeats` times, one after another."""
     entries = [{"notebook": notebook.name} for notebook in notebooks for _ in range(repeats)]
-    path.write_text(yaml.safe_dump({"name": "overhead", "profile": "smoke", "notebooks": entries}), encoding="utf-8")
+    path.write_text(json.dumps({"name": "overhead", "profile": "smoke", "notebooks": entries}), encoding="utf-8")
     return path
 
 

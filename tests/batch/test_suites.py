@@ -1,9 +1,9 @@
 """Suites and grids become plans: nothing runs here."""
 
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,6 +135,6 @@ def test_points_have_directories_of_their_own_inside_the_runs(grid):
 def test_notebooks_of_one_name_get_directories_of_their_own(tmp_path):
     files = ["../a.ipynb", "../x/A.ipynb", "../a.ipynb", "../a-2.ipynb"]
     entries = [{"notebook": file} for file in files]
-    path = suite_file(tmp_path, yaml.safe_dump({"name": "s", "profile": "demo", "notebooks": entries}))
+    path = suite_file(tmp_path, json.dumps({"name": "s", "profile": "demo", "notebooks": entries}))
     names = [run.name for run in plan_suite(path, runs="runs")]
     assert names == ["a", "A-2", "a-3", "a-2-2"]
