@@ -82,9 +82,9 @@ def stage_widths(first: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block on torch's global generator seeded with `seed`, then restore the generator."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Run a block on torch's global generator, and that of a GPU, seeded with `seed`; then they are as before."""
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -1,10 +1,12 @@
-"""Contrastive pre-training on images and captions, some of them exchanged: seeded, checkpointed, resumable.
+"""Contrastive pre-training on images and captions, some of them exchanged: in memory, or streamed from shards.
 
 N pairs, M pairs of a batch, K classes, E dimensions of the space that images and texts share.
+On shards it is open_clip's own parts that train. Tests run them on miniatures; at full size it was never run here.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,171 +14,235 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from nml_kit.backbones import ImageTransform, build_clip, class_embeddings, clip_loss, text_embeddings, tokenize
-from nml_kit.data import Task, noise_fingerprint
+from nml_kit.backbones import (
+    PRETRAINED_KIND,
+    Backbone,
+    ImageTransform,
+    build_clip,
+    class_embeddings,
+    clip_loss,
+    freeze_image_tower,
+    open_clip_library,
+    text_embeddings,
+    tokenize,
+)
+from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import CaptionNoise
-from nml_kit.pretraining.distributed import Processes
-from nml_kit.pretraining.large_recipes import ShardRecipe
-from nml_kit.pretraining.loop import (
-    WEIGHTS,
-    History,
-    optimizer_state,
-    read_checkpoint,
-    restore_optimizer,
-    standardising_transform,
-    write_checkpoint,
-    write_weights,
-)
-from nml_kit.pretraining.recipes import ContrastiveRecipe
-from nml_kit.pretraining.sgd import EVALUATION_BATCH, draw_shifts, learning_rate_at, shift_images
+from nml_kit.pretraining import loop
+from nml_kit.pretraining.distributed import Processes, launched_processes
+from nml_kit.pretraining.recipes import ContrastiveRecipe, ShardRecipe
+from nml_kit.pretraining.streams import PairStreams, Shards, batches_of_streams, survey_shards
+from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
-CONTRASTIVE_VERSION = 1
+SHARDS_VERSION = 1
 # How captions of the pre-training task name a class: alone, and in each style; chosen from train captions.
 CAPTION_TEMPLATES = ("{}", "{}, outline icon", "{}, filled icon", "{}, duotone icon", "{}, colour icon")
-LARGEST_LOGIT_SCALE = math.log(100)
+_EVALUATION_BATCH = 512
 
 
-@dataclass
-class _Run:
-    """One pre-training in progress; `history` has one row per finished epoch."""
+class _ClipTraining(loop.Training):
+    """A CLIP model, AdamW for it, and its step."""
 
-    device: torch.device
-    clip: Any
-    optimizer: torch.optim.AdamW
-    transform: ImageTransform
-    images: Tensor
-    tokens: Tensor
-    test: Task
-    exchanged: Tensor
-    own_tokens: Tensor
-    history: History = field(default_factory=list)
-
-
-def contrastive_key(task: Task, noise: CaptionNoise, recipe: ContrastiveRecipe, seed: int) -> dict[str, Any]:
-    """Everything that determines the weights and the history.
-
-    Raises InvalidInputError if the noise record is not that of the captions of the task's train split.
-    """
-    train, test = task.select(split="train"), task.select(split="test")
-    if task.image_data is None or not np.array_equal(noise.clean, train.captions.astype(object)):
-        came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other captions"
-        raise InvalidInputError(
-            f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train captions, but "
-            f"got {came}; make it by inject_caption_noise(task.select(split='train').captions, …)."
+    def __init__(self, recipe: ContrastiveRecipe | ShardRecipe, seed: int, processes: Processes) -> None:
+        self.seed, self.processes, self.epochs = seed, processes, recipe.epochs
+        network = build_clip(recipe.architecture, seed=seed)
+        self.network = network.to(processes.device).to(memory_format=torch.channels_last)
+        groups = loop.decay_groups(network, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True
         )
-    return {"arrow": "pretrain", "objective": "contrastive", "version": CONTRASTIVE_VERSION,
-            "train": train.fingerprint, "test": test.fingerprint, "test_labels": test.labels,
-            "class_names": list(task.class_names), "noise": noise_fingerprint(noise),
-            "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
+
+    def _step(self, loss: Tensor) -> None:
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.network.logit_scale.clamp_(0, math.log(100))
 
 
-def train_contrastive(
-    task: Task,
-    noise: CaptionNoise,
-    recipe: ContrastiveRecipe,
+class ContrastiveTraining(_ClipTraining):
+    """A CLIP model on pairs in memory, in one process."""
+
+    def __init__(
+        self, task: Task, noise: CaptionNoise, recipe: ContrastiveRecipe, seed: int, processes: Processes
+    ) -> None:
+        if processes.count > 1:
+            raise InvalidInputError(
+                f"Expected one process, got {processes.count}: contrastive pre-training runs in one process; start "
+                "this script without a launcher, then features can be extracted in several."
+            )
+        super().__init__(recipe, seed, processes)
+        train = task.select(split="train")
+        self.recipe, self.test = recipe, task.select(split="test")
+        self.transform = loop.standardising_transform(train)
+        self.images, self.tokens = torch.from_numpy(train.images), tokenize(noise.noisy.tolist())
+        self.exchanged = torch.from_numpy(np.flatnonzero(noise.mask))
+        self.own_tokens = tokenize(noise.clean[noise.mask].tolist())
+
+    def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
+        """Train one epoch on all batches that are full."""
+        recipe, device = self.recipe, self.processes.device
+        generator = np.random.default_rng([self.seed, epoch])
+        order = torch.from_numpy(generator.permutation(len(self.images)))
+        batches = [rows for rows in order.split(recipe.batch_size) if len(rows) == recipe.batch_size] or [order]
+        self.network.train()
+        total = 0.0
+        for step, rows in enumerate(batches):
+            images = loop.shift_images(self.images[rows], loop.draw_shifts(len(rows), recipe.max_shift, generator))
+            loop.set_learning_rate(self.optimizer, epoch + step / len(batches), recipe)
+            self.optimizer.zero_grad(set_to_none=False)
+            with loop.autocast(device, recipe.precision):
+                loss = clip_loss(self.network, self.transform(images.to(device)), self.tokens[rows].to(device))
+            self._step(loss)
+            total += loss.item()
+        return {"loss": total / len(batches), **self._measures()}
+
+    @torch.inference_mode()
+    def _measures(self) -> dict[str, float]:
+        """Zero-shot accuracy on the clean test split, and the share of the exchanged pairs that are memorised.
+
+        A pair is memorised if the image is nearer (cosine) to the wrong caption that it has than to its own: half
+        of them for a network that knows nothing, none for one that learned what captions mean.
+        """
+        self.network.eval()
+        classes = class_embeddings(self.network, self.test.class_names, CAPTION_TEMPLATES)
+        predicted = (self._embedded(torch.from_numpy(self.test.images)) @ classes.T).argmax(1).cpu().numpy()
+        row = {"test_accuracy": float((predicted == self.test.labels).mean())}
+        if len(self.exchanged):
+            images = self._embedded(self.images[self.exchanged])
+            wrong = text_embeddings(self.network, self.tokens[self.exchanged])
+            own = text_embeddings(self.network, self.own_tokens)
+            row["memorised"] = ((images * wrong).sum(1) > (images * own).sum(1)).double().mean().item()
+        return row
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        batches = [self.transform(part.to(self.processes.device)) for part in images.split(_EVALUATION_BATCH)]
+        return torch.cat([F.normalize(self.network.encode_image(batch), dim=-1) for batch in batches])
+
+
+def pretrain_on_shards(
+    pattern: str | Path,
+    *,
+    recipe: ShardRecipe,
     seed: int,
-    work: Path,
-    processes: Processes,
-    progress: bool,
-) -> tuple[ImageTransform, History]:
-    """Train from the checkpoint in `work`, if there is one, and leave the weights in `work / "entry"`."""
-    if processes.count > 1:
-        raise InvalidInputError(
-            f"Expected one process, got {processes.count}: contrastive pre-training runs in one process; start this "
-            "script without a launcher, then features can be extracted in several."
-        )
-    checkpoint = work / "checkpoint.safetensors"
-    run = _start(task, noise, recipe, seed, processes.device)
-    if checkpoint.exists():
-        _restore(run, checkpoint)
-    done = len(run.history)
-    title = f"pretrain γ={noise.requested_ratio:g} seed={seed}"
-    for epoch in tqdm(range(done, recipe.epochs), title, recipe.epochs, initial=done, unit="epoch",
-                      disable=not progress, leave=False):  # fmt: skip
-        loss = _train_epoch(run, recipe, epoch, seed)
-        run.history.append({"epoch": epoch + 1, "loss": loss, **_measures(run)})
-        parts = {"network": run.clip.state_dict(), "optimizer": optimizer_state(run.clip, run.optimizer)}
-        write_checkpoint(checkpoint, parts, run.history)
-    write_weights(work / "entry" / WEIGHTS, run.clip.state_dict())
-    return run.transform, run.history
+    noise: Mapping[str, Any] | None = None,
+    store: Store | None = None,
+    progress: bool = True,
+) -> Backbone:
+    """The backbone of a CLIP model trained on the WebDataset shards of a brace pattern: from the store, or trained.
 
+    Noise is in the shards; `noise` is what the card shall say about it and counts for nothing. Stored by the bytes
+    of the shards, in the pattern's order, never by their paths: all are read for that, once, and streamed in each
+    epoch. The card's history has, per epoch, the mean loss (nats) and how many pairs were skipped, because their image
+    does not decode. Killed at any moment and called again, it goes on from the last whole epoch and gives the same
+    weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch` started share each batch, which is
+    compared as a whole, and give what one gives up to rounding.
+    Raises DataFileError for shards that are missing, cut short or without captions, InvalidInputError if there are
+    fewer shards than streams, fewer pairs than one batch, or streams that the processes cannot share evenly.
 
-def _start(task: Task, noise: CaptionNoise, recipe: ContrastiveRecipe, seed: int, device: torch.device) -> _Run:
-    train = task.select(split="train")
-    clip = build_clip(recipe.architecture, seed=seed).to(device).to(memory_format=torch.channels_last)
-    return _Run(
-        device,
-        clip,
-        make_optimizer(clip, recipe),
-        standardising_transform(train),
-        images=torch.from_numpy(train.images),
-        tokens=tokenize(noise.noisy.tolist()),
-        test=task.select(split="test"),
-        exchanged=torch.from_numpy(np.flatnonzero(noise.mask)),
-        own_tokens=tokenize(noise.clean[noise.mask].tolist()),
+    >>> pretrain_on_shards("none-{0..1}.tar", recipe=ShardRecipe(), seed=0)
+    Traceback (most recent call last):
+    nml_kit.errors.DataFileError: Expected 2 shards none-{0..1}.tar, but 2 are missing, as none-0.tar; restore them or \
+change the pattern.
+    """
+    processes = launched_processes()
+    shards = survey_shards(pattern, processes)
+    _require_full_streams(shards, recipe, processes)
+    card = {
+        "objective": "contrastive",
+        "task": Path(pattern).name,
+        "pairs": sum(shards.counts),
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "noise": dict(noise or {}),
+    }
+    return loop.trained_backbone(
+        _shards_key(shards, recipe, seed),
+        partial(ShardTraining, shards, recipe, seed, processes),
+        card,
+        title=f"pretrain on shards seed={seed}",
+        processes=processes,
+        store=store,
+        progress=progress,
     )
 
 
-def make_optimizer(clip: nn.Module, recipe: ContrastiveRecipe | ShardRecipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, neither gains and biases nor the logit scale."""
-    decayed = [p for p in clip.parameters() if p.ndim > 1]
-    spared = [p for p in clip.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True)
+def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: int, store: Store) -> bool:
+    """Whether `pretrain_on_shards` would find its result in the store."""
+    key = _shards_key(survey_shards(pattern, launched_processes()), recipe, seed)
+    return store.find(PRETRAINED_KIND, key) is not None
 
 
-def _train_epoch(run: _Run, recipe: ContrastiveRecipe, epoch: int, seed: int) -> float:
-    """Train one epoch, whose random choices depend on (seed, epoch) alone, and return the mean loss."""
-    generator = np.random.default_rng([seed, epoch])
-    order = torch.from_numpy(generator.permutation(len(run.images)))
-    batches = [rows for rows in order.split(recipe.batch_size) if len(rows) == recipe.batch_size] or [order]
-    run.clip.train()
-    total = 0.0
-    for step, rows in enumerate(batches):
-        images = shift_images(run.images[rows], draw_shifts(len(rows), recipe.max_shift, generator))
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate_at(epoch + step / len(batches), recipe)
-        run.optimizer.zero_grad(set_to_none=False)
-        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            loss = clip_loss(run.clip, run.transform(images.to(run.device)), run.tokens[rows].to(run.device))
-        loss.backward()
-        run.optimizer.step()
-        with torch.no_grad():
-            run.clip.logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
-        total += loss.item()
-    return total / len(batches)
+def _shards_key(shards: Shards, recipe: ShardRecipe, seed: int) -> dict[str, Any]:
+    request = {"shards": shards.digests, "recipe": recipe.model_dump(), "seed": seed}
+    return {"arrow": "pretrain", "objective": "contrastive", "version": SHARDS_VERSION} | request
 
 
-@torch.inference_mode()
-def _measures(run: _Run) -> dict[str, float]:
-    """Zero-shot accuracy on the clean test split, and the share of the exchanged pairs that are memorised.
-
-    A pair is memorised if the image is nearer (cosine) to the wrong caption that it was given than to its own: half
-    of them for a network that knows nothing, none for one that learned what captions mean.
-    """
-    run.clip.eval()
-    classes = class_embeddings(run.clip, run.test.class_names, CAPTION_TEMPLATES)
-    predicted = (_image_embeddings(run, torch.from_numpy(run.test.images)) @ classes.T).argmax(1).cpu().numpy()
-    row = {"test_accuracy": float((predicted == run.test.labels).mean())}
-    if len(run.exchanged):
-        images = _image_embeddings(run, run.images[run.exchanged])
-        given = text_embeddings(run.clip, run.tokens[run.exchanged])
-        own = text_embeddings(run.clip, run.own_tokens)
-        row["memorised"] = ((images * given).sum(1) > (images * own).sum(1)).double().mean().item()
-    return row
+def untrained_on_shards(recipe: ShardRecipe, *, seed: int) -> Backbone:
+    """The network that `pretrain_on_shards` starts from, frozen: the baseline of what training adds."""
+    clip = build_clip(recipe.architecture, seed=seed)
+    return freeze_image_tower(recipe.architecture, clip, _evaluation_transform(clip))
 
 
-def _image_embeddings(run: _Run, images: Tensor) -> Tensor:
-    batches = [run.transform(part.to(run.device)) for part in images.split(EVALUATION_BATCH)]
-    return torch.cat([F.normalize(run.clip.encode_image(batch), dim=-1) for batch in batches])
+def _evaluation_transform(clip: Any) -> ImageTransform:
+    """What images of downstream tasks go through: open_clip's for the model, resize the short side, crop the centre."""
+    from open_clip.transform import PreprocessCfg
+
+    settings = PreprocessCfg(**open_clip_library().get_model_preprocess_cfg(clip))
+    size = settings.size if isinstance(settings.size, int) else max(settings.size)
+    return ImageTransform(tuple(settings.mean), tuple(settings.std), size, size, settings.interpolation)
 
 
-def _restore(run: _Run, checkpoint: Path) -> None:
-    """Continue after the last whole epoch."""
-    parts, run.history[:] = read_checkpoint(checkpoint)
-    run.clip.load_state_dict(parts["network"])
-    restore_optimizer(run.clip, run.optimizer, parts["optimizer"])
+def _require_full_streams(shards: Shards, recipe: ShardRecipe, processes: Processes) -> None:
+    pairs, streams = sum(shards.counts), recipe.streams
+    if len(shards.paths) < streams or pairs < recipe.batch_size or streams % processes.count:
+        raise InvalidInputError(
+            f"Expected a shard for each of {streams} streams, a batch of {recipe.batch_size} pairs, and streams that "
+            f"{processes.count} processes share evenly, got {len(shards.paths)} shards of {pairs} pairs; set other "
+            "streams or another batch_size."
+        )
+
+
+class ShardTraining(_ClipTraining):
+    """A CLIP model on streams of shards, with open_clip's augmentation, schedule and loss."""
+
+    def __init__(self, shards: Shards, recipe: ShardRecipe, seed: int, processes: Processes) -> None:
+        super().__init__(recipe, seed, processes)
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from open_clip_train.scheduler import cosine_lr
+
+        self.recipe, self.shards = recipe, shards
+        self.transform = _evaluation_transform(self.network)
+        self.steps = sum(shards.counts) // recipe.batch_size
+        steps = recipe.epochs * self.steps
+        self.set_rate = cosine_lr(self.optimizer, recipe.learning_rate, min(recipe.warmup_steps, steps // 2), steps)
+        settings = PreprocessCfg(**open_clip_library().get_model_preprocess_cfg(self.network))
+        self.augment = image_transform_v2(settings, is_train=True)
+
+    def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
+        """Train one epoch; its mean loss and how many pairs it had to skip."""
+        processes, device = self.processes, self.processes.device
+        # Each process compares its pairs with those of all, with gradients to all: the mean is that of the whole batch.
+        loss_of = open_clip_library().ClipLoss(
+            local_loss=True, gather_with_grad=True, rank=processes.index, world_size=processes.count
+        )
+        self.network.train()
+        total, skipped = torch.zeros((), dtype=torch.float64, device=device), 0
+        for step, (images, tokens, bad) in enumerate(batches_of_streams(self._pairs(epoch), processes)):
+            self.set_rate(epoch * self.steps + step)
+            self.optimizer.zero_grad()
+            with loop.autocast(device, self.recipe.precision), processes.batch_statistics():
+                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                loss = loss_of(*parallel(images, tokens.to(device, non_blocking=True)))
+            self._step(loss)
+            total += loss.detach().double()
+            skipped += bad
+        loss = processes.sum(total.item()) / processes.count / self.steps
+        return {"loss": loss, "skipped": processes.sum(skipped)}
+
+    def _pairs(self, epoch: int) -> PairStreams:
+        streams = np.array_split(np.arange(self.recipe.streams), self.processes.count)[self.processes.index].tolist()
+        words, length = (self.seed, epoch), self.network.context_length
+        return PairStreams(self.shards.paths, streams, self.steps, self.recipe, words, self.augment, length)

@@ -2,11 +2,15 @@
 
 One process, not launched, is the same object with `count` 1: every method is then the plain operation, and Accelerate
 is neither needed nor imported. All processes must call the same functions with the same arguments, and see one store.
+Independent calls run side by side in processes of their own (`in_parallel`).
 """
 
 import os
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
+import torch.nn.functional as F
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
 
 from nml_kit.errors import InvalidInputError, MissingDependencyError, ProcessFailedError, StoreError
-from nml_kit.pretraining.batch_statistics import BatchStatisticsOfAll
 from nml_kit.store import Entry, Store, fingerprint
 
 # Longer than any honest wait for another process (a shard, an epoch's end, checking a large entry).
@@ -182,3 +190,106 @@ def launched_processes() -> Processes:
             "script that makes its own Accelerator must make it with cpu=True where there is no GPU."
         )
     return Processes(count, accelerator.process_index, accelerator.device, accelerator)
+
+
+class BatchStatisticsOfAll(TorchFunctionMode):
+    """A block in which `F.batch_norm` in training mode uses mean and variance over all processes' samples.
+
+    torch's SyncBatchNorm needs a GPU; this runs on a CPU too, and leaves timm's layers that normalise and then do more
+    (BatchNormAct2d) as they are, because it replaces the function, not the modules.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over the processes; each one's gradient is the sum of the gradients of all."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _SumOverProcesses.apply(gradients[0])
+
+
+def _batch_norm(
+    input: Tensor,  # the names and defaults of F.batch_norm
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    others = [dim for dim in range(input.ndim) if dim != 1]
+    values = input.to(torch.promote_types(input.dtype, torch.float32))
+    size = values.new_tensor([values.numel() // values.shape[1]])  # 0 in a process without a sample
+    sums, count = _SumOverProcesses.apply(torch.cat([values.sum(others), size])).split([values.shape[1], 1])
+    mean = sums / count
+    # The mean first, then squares of what is left: sums of x² would lose digits where the mean is large.
+    centred = values - mean.view(shape)
+    variance = _SumOverProcesses.apply(centred.square().sum(others)) / count
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * count / (count - 1)).to(running_var.dtype), momentum)
+    scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
+    normalised = centred * scale.view(shape)
+    return (normalised if bias is None else normalised + bias.view(shape)).to(input.dtype)
+
+
+def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], jobs: int | None, title: str) -> None:
+    """Make calls that fill the store in `jobs` processes; a bar with `title`, or none if it is empty.
+
+    Each process has one thread, so that results do not depend on how many there are.
+    """
+    if launched_count() > 1:
+        # These divide each network among themselves; processes of their own would not be among them.
+        jobs = 1
+    own = {"initializer": _end_with, "initargs": (os.getpid(),)}
+    workers = parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1, **own)
+    with warnings.catch_warnings(), workers:
+        # One whose memory has grown is replaced between two calls: nothing is lost, and nothing is to be done.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
+        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
+        for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
+            pass
+
+
+def _end_with(parent: int) -> None:
+    """End this worker with the process that started it: it would finish its call, and hold its locks, for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, then as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
+    with one_thread():
+        function(*arguments)

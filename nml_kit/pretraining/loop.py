@@ -1,26 +1,170 @@
-"""What supervised and contrastive pre-training share: the transform, checkpoints, the card."""
+"""The one loop of pre-training: epochs, checkpoints, resumption; and what several trainers need inside an epoch."""
 
-import json
-from collections.abc import Callable, Mapping
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nml_kit.backbones import ImageTransform
-from nml_kit.data import Task, noise_fingerprint
-from nml_kit.noise import CaptionNoise, LabelNoise
+from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone
+from nml_kit.data import Task
 from nml_kit.pretraining.distributed import Processes
-from nml_kit.store import read_tensors, write_tensors
+from nml_kit.pretraining.recipes import ContrastiveRecipe, Recipe
+from nml_kit.store import Store, replacing, write_tensors
 
-WEIGHTS = "weights.safetensors"
+CHECKPOINT = "checkpoint.pt"
 History = list[dict[str, float]]
-Tensors = Mapping[str, Tensor]
+
+
+class Training:
+    """What a trainer gives the loop: its state, as it is at the start, and how to train it for one epoch."""
+
+    network: Any
+    optimizer: torch.optim.Optimizer
+    transform: ImageTransform
+    epochs: int
+
+    def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
+        """Train one epoch and return what the history says about it.
+
+        `parallel` is the network wrapped for several processes. Random choices depend on seed and epoch alone.
+        """
+        raise NotImplementedError
+
+
+def trained_backbone(
+    key: dict[str, Any],
+    start: Callable[[], Training],
+    card: dict[str, Any],
+    *,
+    title: str,
+    processes: Processes,
+    store: Store | None,
+    progress: bool,
+) -> Backbone:
+    """The backbone of this key: from the store, or trained; its card is `card`, the transform and the history."""
+
+    def build(work: Path) -> dict[str, Any]:
+        with processes.agreed():
+            training = start()
+            history = _resumed(training, work / CHECKPOINT)
+        _train_epochs(training, history, work / CHECKPOINT, title, processes, progress)
+        if processes.leads:
+            state = training.network.state_dict()
+            weights = {name: tensor.contiguous().cpu().numpy() for name, tensor in state.items()}
+            write_tensors(work / "entry" / "weights.safetensors", weights)
+        return card | {"transform": asdict(training.transform), "history": history}
+
+    store = store or Store()
+    entry = processes.get_or_build(store, PRETRAINED_KIND, key, build)
+    return load_backbone(f"nml:{entry.digest}", store=store)
+
+
+def _train_epochs(
+    training: Training, history: History, checkpoint: Path, title: str, processes: Processes, progress: bool
+) -> None:
+    """Train the epochs that `history` has no row of; after each, the leading process writes a checkpoint."""
+    start = len(history)
+    with processes.lockstep():
+        parallel = processes.data_parallel(training.network)
+    quiet = not (progress and processes.leads)
+    epochs = range(start, training.epochs)
+    for epoch in tqdm(epochs, title, training.epochs, initial=start, unit="epoch", disable=quiet, leave=False):
+        with processes.lockstep():
+            row = training.train_epoch(parallel, epoch)
+        history.append({"epoch": epoch + 1, **row})
+        with processes.agreed():
+            if processes.leads:
+                write_checkpoint(checkpoint, training, history)
+
+
+def write_checkpoint(path: Path, training: Training, history: History) -> None:
+    """Write the states of network and optimiser and the rows of the finished epochs, whole or not at all."""
+    content = {
+        "network": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "history": history,
+    }
+    with replacing(path) as temporary, temporary.open("wb") as file:  # to a path, torch hides why it cannot write
+        torch.save(content, file)
+
+
+def _resumed(training: Training, checkpoint: Path) -> History:
+    """The rows of the finished epochs, after which the training goes on."""
+    if not checkpoint.exists():
+        return []
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    training.network.load_state_dict(content["network"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    return content["history"]
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimiser that decays matrices only, neither gains and biases nor single numbers."""
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    spared = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, epoch: float, recipe: Recipe | ContrastiveRecipe) -> None:
+    """Set the rate at `epoch`, which counts fractions of epochs."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(epoch, recipe)
+
+
+def learning_rate_at(epoch: float, recipe: Recipe | ContrastiveRecipe) -> float:
+    """Linear warm-up from a tenth of the rate, then half a cosine to zero."""
+    warmup = min(recipe.warmup_epochs, recipe.epochs / 2)
+    if epoch < warmup:
+        return recipe.learning_rate * (0.1 + 0.9 * epoch / warmup)
+    done = (epoch - warmup) / (recipe.epochs - warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A block that computes in the precision of a recipe."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.inference_mode()
+def accuracy(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, processes: Processes, precision: str
+) -> float:
+    """Share of `count` images that the network, in eval mode, gives their label.
+
+    `batches` are this process's prepared images (M, 3, H, W) and labels (M,).
+    """
+    network.eval()
+    hits = 0
+    for images, labels in batches:
+        with autocast(processes.device, precision):
+            predicted = network(images.to(processes.device, memory_format=torch.channels_last)).argmax(1)
+        hits += int((predicted.cpu() == labels).sum())
+    return processes.sum(float(hits)) / count
+
+
+@contextmanager
+def seeded_libraries(*words: int) -> Iterator[None]:
+    """A block on generators of Python, NumPy and torch (CPU) that `words` seed, which are then as they were."""
+    numbers = np.random.SeedSequence(words).generate_state(3).tolist()
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from them)
+    random.seed(numbers[0])
+    np.random.seed(numbers[1])  # noqa: NPY002
+    torch.default_generator.manual_seed(numbers[2])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
 
 
 def standardising_transform(train: Task) -> ImageTransform:
@@ -30,93 +174,26 @@ def standardising_transform(train: Task) -> ImageTransform:
     return ImageTransform(mean=tuple(mean), std=tuple(max(value, 1e-3) for value in std))
 
 
-def write_weights(path: Path, state: Tensors) -> None:
-    """Write a network's state as a safetensors file."""
-    write_tensors(path, _arrays(state))
+def draw_shifts(count: int, max_shift: int, generator: np.random.Generator) -> Int[Tensor, "2 m"]:
+    """How far to move each image down and right, in pixels up to `max_shift` each way.
+
+    >>> draw_shifts(3, 0, np.random.default_rng(0)).tolist()
+    [[0, 0, 0], [0, 0, 0]]
+    """
+    if max_shift == 0:
+        return torch.zeros((2, count), dtype=torch.int64)
+    return torch.from_numpy(generator.integers(-max_shift, max_shift + 1, size=(2, count)))
 
 
-def train_epochs(
-    processes: Processes,
-    history: History,
-    epochs: int,
-    one_epoch: Callable[[int], dict[str, float]],
-    save: Callable[[], None],
-    *,
-    title: str,
-    progress: bool,
-) -> None:
-    """Train the epochs that `history` has no row of; it gets the row of each, and the leading process saves all."""
-    start = len(history)
-    for epoch in tqdm(range(start, epochs), title, epochs, initial=start, unit="epoch",
-                      disable=not (progress and processes.leads), leave=False):  # fmt: skip
-        with processes.lockstep():
-            row = one_epoch(epoch)
-        history.append({"epoch": epoch + 1, **row})
-        with processes.agreed():
-            if processes.leads:
-                save()
+def shift_images(images: UInt8[Tensor, "m h w 3"], shifts: Int[Tensor, "2 m"]) -> UInt8[Tensor, "m h w 3"]:
+    """Move the content of each image by the pixels of `draw_shifts`; edge pixels fill the gap.
 
-
-def write_checkpoint(path: Path, parts: Mapping[str, Tensors], history: History) -> None:
-    """Write named groups of tensors and the rows of the finished epochs, whole or not at all."""
-    arrays = {name: array for part, tensors in parts.items() for name, array in _arrays(tensors, f"{part}.").items()}
-    write_tensors(path, arrays | {"history": np.frombuffer(json.dumps(history).encode(), dtype=np.uint8)})
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], History]:
-    """The groups of tensors and the rows that `write_checkpoint` wrote."""
-    arrays = read_tensors(path)
-    history = json.loads(arrays.pop("history").tobytes())
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, values in arrays.items():
-        part, _, parameter = name.partition(".")
-        parts.setdefault(part, {})[parameter] = torch.from_numpy(values)
-    return parts, history
-
-
-def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimiser keeps, as "PART/PARAMETER", or "group/NUMBER" for the steps that some count by group."""
-    state = {f"{part}/{name}": values for name, parameter in network.named_parameters()
-             for part, values in optimizer.state[parameter].items()}  # fmt: skip
-    groups = enumerate(optimizer.param_groups)
-    return state | {f"group/{number}": group["step"] for number, group in groups if "step" in group}
-
-
-def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: Tensors) -> None:
-    """Set what `optimizer_state` gave, in the memory layout of the parameters: it decides the last bits of sums."""
-    parameters, fused = dict(network.named_parameters()), optimizer.param_groups[0].get("fused")
-    for key, values in state.items():
-        part, _, name = key.partition("/")
-        if part == "group":
-            optimizer.param_groups[int(name)]["step"] = values
-        elif part == "step":
-            optimizer.state[parameters[name]][part] = values.to(parameters[name].device) if fused else values
-        else:
-            like = torch.empty_like(parameters[name], requires_grad=False)
-            optimizer.state[parameters[name]][part] = like.copy_(values)
-
-
-def pretraining_card(
-    task: Task,
-    noise: LabelNoise | CaptionNoise,
-    recipe: BaseModel,
-    seed: int,
-    transform: ImageTransform,
-) -> dict[str, Any]:
-    """What one needs to know about a pre-trained network, its history apart."""
-    objective, kind = ("supervised", noise.kind) if isinstance(noise, LabelNoise) else ("contrastive", "exchange")
-    return {
-        "objective": objective,
-        "task": task.name,
-        "num_classes": task.num_classes,
-        "recipe": recipe.model_dump(),
-        "seed": seed,
-        "noise": {"fingerprint": noise_fingerprint(noise), "kind": kind,
-                  "seed": noise.seed, "requested_ratio": noise.requested_ratio,
-                  "realised_ratio": noise.realised_ratio},
-        "transform": asdict(transform),
-    }  # fmt: skip
-
-
-def _arrays(tensors: Tensors, prefix: str = "") -> dict[str, np.ndarray]:
-    return {prefix + name: tensor.detach().contiguous().cpu().numpy() for name, tensor in tensors.items()}
+    >>> shift_images(torch.arange(4).view(1, 2, 2, 1), torch.tensor([[0], [1]])).flatten().tolist()
+    [1, 1, 3, 3]
+    """
+    if not shifts.any():
+        return images
+    count, height, width, _ = images.shape
+    rows = (torch.arange(height) + shifts[0][:, None]).clamp_(0, height - 1)
+    columns = (torch.arange(width) + shifts[1][:, None]).clamp_(0, width - 1)
+    return images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]

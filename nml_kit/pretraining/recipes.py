@@ -2,15 +2,19 @@
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nml_kit.errors import InvalidInputError, unknown_name
 
-AnyRecipe = TypeVar("AnyRecipe", "Recipe", "ContrastiveRecipe")
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["float32", "bfloat16"]
 
 
-class Recipe(BaseModel):
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(_Settings):
     """How a network is pre-trained: SGD with Nesterov momentum, linear warm-up, then a cosine schedule to zero.
 
     `max_shift` moves each image by up to that many pixels each way; 0 means no augmentation.
@@ -21,8 +25,6 @@ class Recipe(BaseModel):
     128
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     architecture: str = "compact-resnet"
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(128, ge=2)
@@ -31,7 +33,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     warmup_epochs: float = Field(1.0, ge=0)
     max_shift: int = Field(2, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     accumulate: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -43,70 +45,165 @@ class Recipe(BaseModel):
             )
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_before_accumulate(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `accumulate` out at its default: networks stored before it existed are still found."""
-        content = handler(self)
-        if self.accumulate == 1:
-            content.pop("accumulate", None)
-        return content
 
-
-class ContrastiveRecipe(BaseModel):
+class ContrastiveRecipe(_Settings):
     """How image-text pairs are trained on: AdamW, linear warm-up, then a cosine schedule to zero.
 
     `betas` and `eps` are those of CLIP's ResNets (Radford et al., 2021, appendix F); gains, biases and the logit scale
-    are spared from weight decay as there. `max_shift` is as in `Recipe`. A batch that is not whole is left out: the
+    are spared from weight decay as there. `max_shift` is as in `Recipe`. A batch that is not full is left out: the
     loss depends on the number of pairs it compares, and all samples still have their turn, in another order each epoch.
 
     >>> ContrastiveRecipe(epochs=3).architecture
     'clip-compact'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     architecture: str = "clip-compact"
     epochs: int = Field(16, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.2, ge=0)
     warmup_epochs: float = Field(1.0, ge=0)
     max_shift: int = Field(2, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
+
+
+_STRIKES_BACK: dict[str, Any] = {
+    "architecture": "timm:resnet50", "optimizer": "lamb", "batch_size": 2048, "warmup_epochs": 5, "train_size": 224,
+    "randaugment": "rand-m7-mstd0.5-inc1", "mixup": 0.1, "cutmix": 1.0, "loss": "bce", "bce_threshold": 0.2,
+    "drop_path": 0.05, "repeats": 3, "test_crop": 0.95, "weight_decay": 0.02, "learning_rate": 5e-3,
+}  # fmt: skip
+PROCEDURES: dict[str, dict[str, Any]] = {
+    "A1": _STRIKES_BACK | {"epochs": 600, "weight_decay": 0.01, "smoothing": 0.1, "mixup": 0.2, "bce_threshold": None},
+    "A2": _STRIKES_BACK | {"epochs": 300},
+    "A3": _STRIKES_BACK | {"epochs": 100, "learning_rate": 8e-3, "train_size": 160, "drop_path": 0.0, "repeats": 1,
+                           "randaugment": "rand-m6-mstd0.5-inc1"},
+    "DeiT": {"architecture": "timm:vit_base_patch16_224", "optimizer": "adamw", "epochs": 300, "batch_size": 1024,
+             "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_epochs": 5, "randaugment": "rand-m9-mstd0.5-inc1",
+             "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "smoothing": 0.1, "drop_path": 0.1, "repeats": 3,
+             "loss": "cross-entropy", "test_crop": 0.875},
+}  # fmt: skip
+
+
+class TimmRecipe(_Settings):
+    """How a timm network is trained on images of any size: as a published procedure says, unless set otherwise.
+
+    "A1", "A2" and "A3" are those of Wightman et al. (2021, "ResNet strikes back", table 2) for ResNet-50, "DeiT" that
+    of Touvron et al. (2021, table 9) for ViT-B/16. Which of timm's recipes the authors of Noisy Model Learning used,
+    their paper does not say. Where the procedures are silent, the settings are those of timm's own scripts:
+    `warmup_from` and `floor` (the learning rates at the start and the end), `bce_threshold` (a class counts as present
+    if mixing leaves it more than that; None: its share is the target).
+    `batch_size` is that of a whole step, whatever the number of processes; `accumulate` divides a step into that many
+    passes, each of which is mixed and batch-normalised by itself. `train_size` and `test_size` are pixels, `test_crop`
+    is the share of the resized side that a test image keeps. `drop_path` is stochastic depth, `repeats` how often an
+    image is in an epoch, which stays as long as it was (repeated augmentation).
+
+    >>> recipe = TimmRecipe(procedure="A3", batch_size=256)
+    >>> recipe.epochs, recipe.train_size, recipe.batch_size
+    (100, 160, 256)
+    """
+
+    procedure: Literal["A1", "A2", "A3", "DeiT"]
+    architecture: str = Field(pattern="^timm:.+")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    accumulate: int = Field(1, ge=1)
+    optimizer: Literal["lamb", "adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_epochs: int = Field(ge=0)
+    warmup_from: float = Field(1e-4, ge=0)
+    floor: float = Field(1e-6, ge=0)
+    train_size: int = Field(224, ge=8)
+    test_size: int = Field(224, ge=8)
+    test_crop: float = Field(gt=0, le=1)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    randaugment: str | None
+    erasing: Share = 0.0
+    repeats: int = Field(ge=1)
+    mixup: float = Field(ge=0)
+    cutmix: float = Field(ge=0)
+    smoothing: Share = 0.0
+    loss: Literal["bce", "cross-entropy"]
+    bce_threshold: Share | None = None
+    drop_path: Share
+    precision: Precision = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, settings: Any) -> Any:
+        """What is not set is as in the procedure."""
+        known = isinstance(settings, dict) and settings.get("procedure") in PROCEDURES
+        return PROCEDURES[settings["procedure"]] | settings if known else settings
+
+    @model_validator(mode="after")
+    def _passes_of_pairs(self) -> Self:
+        if self.batch_size % (2 * self.accumulate):
+            raise ValueError(
+                f"expected a batch of whole passes of pairs of images, which are mixed, but got batch_size="
+                f"{self.batch_size} in accumulate={self.accumulate} passes; choose a multiple of {2 * self.accumulate}"
+            )
+        return self
+
+
+class ShardRecipe(_Settings):
+    """How a CLIP model of open_clip is trained on shards of images and captions: AdamW, warm-up, cosine to zero.
+
+    The defaults are those that open_clip's README documents for RN50 on YFCC15M: on eight GPUs of 128 pairs, learning
+    rate 5e-4, weight decay 0.1, 10,000 steps of warm-up, 32 epochs; with its `betas` and `eps` for ResNets (for a ViT
+    it has 0.98 and 1e-6). Gains, biases and the logit scale are spared from weight decay as there.
+    `architecture` is "open_clip:NAME", or "clip-compact".
+    `streams`: into that many the shards of an epoch are dealt, each with its own order and its own share of every
+    batch; processes and their workers share the streams, so that batches do not depend on how many there are. It must
+    divide `batch_size`, and be divided by the number of processes. `shuffle` is how many samples of a stream are
+    held to draw the next from.
+
+    >>> ShardRecipe().architecture, ShardRecipe().batch_size
+    ('open_clip:RN50', 1024)
+    """
+
+    architecture: str = "open_clip:RN50"
+    epochs: int = Field(32, ge=1)
+    batch_size: int = Field(1024, ge=2)
+    learning_rate: float = Field(5e-4, gt=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(10_000, ge=0)
+    streams: int = Field(32, ge=1)
+    shuffle: int = Field(256, ge=1)
+    precision: Precision = "bfloat16"
+
+    @model_validator(mode="after")
+    def _streams_share_a_batch(self) -> Self:
+        if self.batch_size % self.streams:
+            raise ValueError(
+                f"expected streams that share a batch evenly, but got {self.streams} of batch_size={self.batch_size}"
+            )
+        return self
 
 
 # How much noise a network memorises depends on epochs and augmentation; the study varies both together.
 RECIPES = {"light": Recipe(), "memorise": Recipe(epochs=24, max_shift=0)}
 CONTRASTIVE_RECIPES = {"light": ContrastiveRecipe(), "memorise": ContrastiveRecipe(epochs=40, max_shift=0)}
+_MemoryRecipe = TypeVar("_MemoryRecipe", Recipe, ContrastiveRecipe)
 
 
-def resolve_recipe(recipe: str | BaseModel) -> Recipe:
-    """The named recipe of supervised pre-training, or the given one.
+def resolve_recipe(recipe: str | BaseModel, known: dict[str, _MemoryRecipe]) -> _MemoryRecipe:
+    """The recipe of that name in `known`, which is RECIPES or CONTRASTIVE_RECIPES, or a recipe of that class as it is.
 
-    Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of contrastive pre-training.
+    Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of another class.
 
-    >>> resolve_recipe("memorise").epochs
+    >>> resolve_recipe("memorise", RECIPES).epochs
     24
     """
-    return _resolved(recipe, Recipe, RECIPES, "label noise, for supervised pre-training")
-
-
-def resolve_contrastive_recipe(recipe: str | BaseModel) -> ContrastiveRecipe:
-    """The same for contrastive pre-training.
-
-    >>> resolve_contrastive_recipe("memorise").max_shift
-    0
-    """
-    return _resolved(recipe, ContrastiveRecipe, CONTRASTIVE_RECIPES, "caption noise, for contrastive pre-training")
-
-
-def _resolved(recipe: object, kind: type[AnyRecipe], known: dict[str, AnyRecipe], purpose: str) -> AnyRecipe:
+    kind = type(known["light"])
     if isinstance(recipe, kind):
         return recipe
     if not isinstance(recipe, str):
-        raise InvalidInputError(f"Expected a {kind.__name__} with {purpose}, got a {type(recipe).__name__}.")
+        noise = "label noise, for supervised" if kind is Recipe else "caption noise, for contrastive"
+        raise InvalidInputError(f"Expected a {kind.__name__} with {noise} pre-training, got a {type(recipe).__name__}.")
     if recipe not in known:
         raise unknown_name("pre-training recipe", recipe, known)
     return known[recipe]

@@ -1,12 +1,13 @@
-"""Image-text pairs streamed from shards, in the same batches however many processes and workers there are.
+"""What is read when its turn comes: images of a task, image-text pairs of shards; the same for any number of workers.
 
 The shards of an epoch, in an order drawn from (seed, epoch), are dealt to a fixed number of streams; every batch takes
 as many pairs from each stream. A stream has each of its pairs once, and then begins again until the epoch is over; what
-a large stream has left then is left out.
+a large stream has left then is left out. So batches do not depend on the number of processes either.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,33 +15,73 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from joblib import cpu_count
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from nml_kit.backbones import tokenize
-from nml_kit.data import decode_images, remembered, shard_paths, shard_samples, stamp_files
+from nml_kit.backbones import ImageTransform, tokenize
+from nml_kit.data import Task, decode_images, remembered, shard_paths, shard_samples, stamp_files
 from nml_kit.errors import DataFileError
 from nml_kit.pretraining.distributed import Processes
-from nml_kit.pretraining.large_images import loader_workers, seeded_libraries
-from nml_kit.pretraining.large_recipes import ShardRecipe
+from nml_kit.pretraining.loop import seeded_libraries
+from nml_kit.pretraining.recipes import ShardRecipe
 
+_MOST_WORKERS = 16
 # Raised when pairs are counted otherwise; part of the stamp, which thus differs from that of other digests of a file.
 _COUNTING = np.array([1])
 
 
-class Part(NamedTuple):
-    """Part of a batch: images (n, 3, H, W), tokens (n, L), and how many pairs were skipped to get them."""
+class TaskImages(Dataset[tuple[Tensor, int]]):
+    """Images of a task, prepared by `prepare(pixels, place)`, and their labels; `order` has the row at each place."""
 
-    images: Tensor
-    tokens: Tensor
-    skipped: int
+    def __init__(
+        self,
+        task: Task,
+        labels: NDArray[np.int64],
+        prepare: Callable[[NDArray[np.uint8], int], Tensor],
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.task, self.labels, self.prepare = task, labels, prepare
+        self.order = np.arange(len(labels)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        rows = self.order[place : place + 1]
+        return self.prepare(self.task.inputs(rows)[0], place), int(self.labels[rows[0]])
 
 
-class _Pair(NamedTuple):
-    key: str
-    image: bytes
-    caption: str
+def augmented(
+    augment: Callable[[Image.Image], Tensor], words: tuple[int, ...], pixels: NDArray[np.uint8], place: int
+) -> Tensor:
+    """The image as `augment` draws it, from `words`, such as a seed and the epoch, and its place alone."""
+    with seeded_libraries(*words, place):
+        return augment(Image.fromarray(pixels))
+
+
+def prepared(transform: ImageTransform, pixels: NDArray[np.uint8], _: int) -> Tensor:
+    """The image through the transform of evaluation."""
+    return transform.prepare(pixels[None], torch.device("cpu"))[0]
+
+
+def in_batches(dataset: Dataset[Any], batches: list[list[int]], processes: Processes) -> DataLoader[Any]:
+    """These batches of a data set; loaded in processes beside this one where a GPU trains meanwhile."""
+    on_gpu = processes.device.type == "cuda"
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=loader_workers() if on_gpu else 0,
+        pin_memory=on_gpu,
+        generator=torch.Generator(),  # else the loader draws from, and so changes, torch's global one
+    )
+
+
+def loader_workers() -> int:
+    """How many processes load data for this one: its share of the cores."""
+    return max(1, min(_MOST_WORKERS, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)
@@ -59,17 +100,17 @@ def survey_shards(pattern: str | Path, processes: Processes) -> Shards:
     """
     with processes.agreed():
         paths = shard_paths(pattern)
-        own = [_surveyed(path) for path in paths[processes.index :: processes.count]]
+        own = [_digest_and_count(path) for path in paths[processes.index :: processes.count]]
     parts = processes.gather(own)
-    found = [parts[number % processes.count][number // processes.count] for number in range(len(paths))]
-    return Shards(tuple(paths), tuple(digest for digest, _ in found), tuple(count for _, count in found))
+    surveyed = [parts[number % processes.count][number // processes.count] for number in range(len(paths))]
+    digests, counts = zip(*surveyed, strict=True)
+    return Shards(tuple(paths), digests, tuple(map(int, counts)))
 
 
-def _surveyed(path: Path) -> tuple[str, int]:
+def _digest_and_count(path: Path) -> list[str]:
     """The sha256 of a shard and its number of pairs."""
     absolute = str(path.absolute())
-    digest, count = remembered(lambda: stamp_files([absolute], _COUNTING), lambda: _read(path)).split()
-    return digest, int(count)
+    return remembered(lambda: stamp_files([absolute], _COUNTING), lambda: _read(path)).split()
 
 
 def _read(path: Path) -> str:
@@ -82,6 +123,20 @@ def _read(path: Path) -> str:
         raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
     with path.open("rb") as file:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {count}"
+
+
+class Part(NamedTuple):
+    """Part of a batch: images (n, 3, H, W), tokens (n, L), and how many pairs were skipped to get them."""
+
+    images: Tensor
+    tokens: Tensor
+    skipped: int
+
+
+class _Pair(NamedTuple):
+    key: str
+    image: bytes
+    caption: str
 
 
 class PairStreams(IterableDataset[Part]):
@@ -98,7 +153,7 @@ class PairStreams(IterableDataset[Part]):
         steps: int,
         recipe: ShardRecipe,
         words: tuple[int, int],
-        augment: Any,
+        augment: Callable[[Image.Image], Tensor],
         length: int,
     ) -> None:
         self.paths, self.streams, self.steps, self.recipe = paths, streams, steps, recipe
@@ -107,8 +162,8 @@ class PairStreams(IterableDataset[Part]):
 
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
-        parts = np.array_split(self.streams, 1 if worker is None else worker.num_workers)
-        own = [self._stream(number) for number in parts[0 if worker is None else worker.id].tolist()]
+        parts = np.array_split(self.streams, worker.num_workers if worker else 1)
+        own = [self._stream(number) for number in parts[worker.id if worker else 0].tolist()]
         share = self.recipe.batch_size // self.recipe.streams
         for _ in range(self.steps):
             self.skipped = 0
@@ -130,8 +185,7 @@ class PairStreams(IterableDataset[Part]):
                     problem = error
                     self.skipped += 1
                     continue
-                with seeded_libraries(*self.words, number, place):
-                    yield self.augment(Image.fromarray(pixels)), pair.caption
+                yield augmented(self.augment, (*self.words, number), pixels, place), pair.caption
                 place += 1
             if place == before:
                 raise DataFileError(f"{own[0]} and others: expected images, but none decodes: {problem}") from problem
@@ -141,8 +195,8 @@ def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[P
     """This process's part of each batch; loaded by workers where a GPU trains meanwhile."""
     on_gpu = processes.device.type == "cuda"
     workers = min(loader_workers(), len(dataset.streams)) if on_gpu else 0
-    chunks = iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=on_gpu,
-                             generator=torch.Generator()))  # fmt: skip
+    generator = torch.Generator()
+    chunks = iter(DataLoader(dataset, None, num_workers=workers, pin_memory=on_gpu, generator=generator))
     while parts := list(islice(chunks, max(1, workers))):  # workers take turns, in order
         images, tokens, skipped = zip(*parts, strict=True)
         yield Part(torch.cat(images), torch.cat(tokens), sum(skipped))

@@ -1,68 +1,42 @@
-"""Pre-training on noisy labels or captions: seeded, checkpointed every epoch, resumable to the bit on a CPU."""
+"""Pre-training on noisy labels or captions: the request and its key; supervised training of images in memory."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, build_network, load_backbone
+from nml_kit.backbones import PRETRAINED_KIND, Backbone, build_network
 from nml_kit.data import Task, noise_fingerprint
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import CaptionNoise, LabelNoise
-from nml_kit.pretraining.contrastive import contrastive_key, train_contrastive
+from nml_kit.pretraining import loop
+from nml_kit.pretraining.contrastive import ContrastiveTraining
 from nml_kit.pretraining.distributed import Processes, launched_processes
-from nml_kit.pretraining.large_recipes import TimmRecipe
-from nml_kit.pretraining.loop import (
-    WEIGHTS,
-    History,
-    pretraining_card,
-    read_checkpoint,
-    standardising_transform,
-    train_epochs,
-    write_checkpoint,
-    write_weights,
+from nml_kit.pretraining.recipes import (
+    CONTRASTIVE_RECIPES,
+    RECIPES,
+    ContrastiveRecipe,
+    Recipe,
+    TimmRecipe,
+    resolve_recipe,
 )
-from nml_kit.pretraining.recipes import ContrastiveRecipe, Recipe, resolve_contrastive_recipe, resolve_recipe
-from nml_kit.pretraining.sgd import (
-    PreparedImages,
-    accuracy,
-    make_optimizer,
-    momentum_buffers,
-    restore_momentum,
-    train_epoch,
-)
-from nml_kit.pretraining.timm import train_timm
+from nml_kit.pretraining.timm import TimmTraining
 from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
-PRETRAIN_VERSION = 1
-Trainer = Callable[[Path, Processes, bool], tuple[ImageTransform, History]]
-
-
-@dataclass
-class _Run:
-    """One pre-training in progress; `history` has one row per finished epoch."""
-
-    processes: Processes
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    train: PreparedImages
-    test: PreparedImages
-    flipped: PreparedImages
-    history: History = field(default_factory=list)
+PRETRAIN_VERSION = 2
+_EVALUATION_BATCH = 512
+AnyRecipe = Recipe | TimmRecipe | ContrastiveRecipe
 
 
 def pretrain(
     task: Task,
     noise: LabelNoise | CaptionNoise,
     *,
-    recipe: str | Recipe | TimmRecipe | ContrastiveRecipe = "light",
+    recipe: str | AnyRecipe = "light",
     seed: int,
     store: Store | None = None,
     progress: bool = True,
@@ -91,55 +65,54 @@ def pretrain(
     >>> backbone.card["noise"]["requested_ratio"], len(backbone.card["history"])
     (0.1, 1)
     """
-    key, chosen, train = _arrow(task, noise, recipe, seed)
-    processes = launched_processes()
-
-    def build(work: Path) -> dict[str, Any]:
-        transform, history = train(work, processes, progress)
-        return pretraining_card(task, noise, chosen, seed, transform) | {"history": history}
-
-    store = store or Store()
-    entry = processes.get_or_build(store, PRETRAINED_KIND, key, build)
-    return load_backbone(f"nml:{entry.digest}", store=store)
+    recipe, processes = _resolved(noise, recipe), launched_processes()
+    training = _TRAININGS[type(recipe)]
+    return loop.trained_backbone(
+        _key(task, noise, recipe, seed),
+        partial(training, task, noise, recipe, seed, processes),
+        _card(task, noise, recipe, seed),
+        title=f"pretrain γ={noise.requested_ratio:g} seed={seed}",
+        processes=processes,
+        store=store,
+        progress=progress,
+    )
 
 
 def is_pretrained(
-    task: Task,
-    noise: LabelNoise | CaptionNoise,
-    *,
-    recipe: str | Recipe | TimmRecipe | ContrastiveRecipe,
-    seed: int,
-    store: Store,
+    task: Task, noise: LabelNoise | CaptionNoise, *, recipe: str | AnyRecipe, seed: int, store: Store
 ) -> bool:
     """Whether `pretrain` would find its result in the store."""
-    key, *_ = _arrow(task, noise, recipe, seed)
-    return store.find(PRETRAINED_KIND, key) is not None
+    return store.find(PRETRAINED_KIND, _key(task, noise, _resolved(noise, recipe), seed)) is not None
 
 
-def _arrow(
-    task: Task, noise: LabelNoise | CaptionNoise, recipe: str | Recipe | TimmRecipe | ContrastiveRecipe, seed: int
-) -> tuple[dict[str, Any], Recipe | TimmRecipe | ContrastiveRecipe, Trainer]:
-    """The key, the recipe and the training that the kind of noise asks for."""
+def _resolved(noise: LabelNoise | CaptionNoise, recipe: str | AnyRecipe) -> AnyRecipe:
     if isinstance(noise, CaptionNoise):
-        pairs = resolve_contrastive_recipe(recipe)
-        return contrastive_key(task, noise, pairs, seed), pairs, partial(train_contrastive, task, noise, pairs, seed)
-    if isinstance(recipe, TimmRecipe):
-        return _supervised_key(task, noise, recipe, seed), recipe, partial(train_timm, task, noise, recipe, seed)
-    labels = resolve_recipe(recipe)
-    return _supervised_key(task, noise, labels, seed), labels, partial(_train_supervised, task, noise, labels, seed)
+        return resolve_recipe(recipe, CONTRASTIVE_RECIPES)
+    return recipe if isinstance(recipe, TimmRecipe) else resolve_recipe(recipe, RECIPES)
 
 
-def _supervised_key(task: Task, noise: LabelNoise, recipe: Recipe | TimmRecipe, seed: int) -> dict[str, Any]:
+def _key(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed: int) -> dict[str, Any]:
+    """Everything that determines the weights and the history."""
     train, test = _splits(task)
-    if task.image_data is None or not np.array_equal(noise.clean, train.labels):
-        came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other labels"
+    contrastive = isinstance(noise, CaptionNoise)
+    kind, clean = ("caption", train.captions.astype(object)) if contrastive else ("label", train.labels)
+    if task.image_data is None or not np.array_equal(noise.clean, clean):
+        got = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other {kind}s"
         raise InvalidInputError(
-            f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train labels, but got "
-            f"{came}; make it by inject_label_noise(task.select(split='train').labels, …)."
+            f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train {kind}s, but got "
+            f"{got}; make it by inject_{kind}_noise(task.select(split='train').{kind}s, …)."
         )
-    return {"arrow": "pretrain", "version": PRETRAIN_VERSION, "train": train.fingerprint, "test": test.fingerprint,
-            "test_labels": test.labels, "num_classes": task.num_classes, "noise": noise_fingerprint(noise),
-            "recipe": recipe.model_dump(), "seed": seed}  # fmt: skip
+    return {
+        "arrow": "pretrain",
+        "version": PRETRAIN_VERSION,
+        "train": train.fingerprint,
+        "test": test.fingerprint,
+        "test_labels": test.labels,
+        "classes": list(task.class_names) if contrastive else task.num_classes,
+        "noise": noise_fingerprint(noise),
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+    }
 
 
 @lru_cache(maxsize=4)
@@ -148,63 +121,84 @@ def _splits(task: Task) -> tuple[Task, Task]:
     return task.select(split="train"), task.select(split="test")
 
 
-def _train_supervised(
-    task: Task, noise: LabelNoise, recipe: Recipe, seed: int, work: Path, processes: Processes, progress: bool
-) -> tuple[ImageTransform, History]:
-    """Train from the checkpoint in `work`, if there is one, and leave the weights in `work / "entry"`."""
-    checkpoint = work / "checkpoint.safetensors"
-    with processes.agreed():
+def _card(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed: int) -> dict[str, Any]:
+    """What one needs to know about the network, its transform and history apart."""
+    objective, kind = ("supervised", noise.kind) if isinstance(noise, LabelNoise) else ("contrastive", "exchange")
+    record = {name: getattr(noise, name) for name in ("seed", "requested_ratio", "realised_ratio")}
+    return {
+        "objective": objective,
+        "task": task.name,
+        "num_classes": task.num_classes,
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "noise": {"fingerprint": noise_fingerprint(noise), "kind": kind, **record},
+    }
+
+
+class SupervisedTraining(loop.Training):
+    """A network on images (N, H, W, 3) and labels (N,) in memory."""
+
+    def __init__(self, task: Task, noise: LabelNoise, recipe: Recipe, seed: int, processes: Processes) -> None:
+        self.recipe, self.seed, self.processes, self.epochs = recipe, seed, processes, recipe.epochs
         train, test = task.select(split="train"), task.select(split="test")
-        run, transform = _start(train, test, noise, recipe, seed, processes)
-        if checkpoint.exists():
-            _restore(run, checkpoint)
-    _train(run, recipe, seed, checkpoint, f"γ={noise.requested_ratio:g}", progress)
-    if processes.leads:
-        write_weights(work / "entry" / WEIGHTS, run.network.state_dict())
-    return transform, run.history
+        self.transform = loop.standardising_transform(train)
+        self.images, self.labels = torch.from_numpy(train.images), torch.from_numpy(noise.noisy)
+        self.test = torch.from_numpy(test.images), torch.from_numpy(test.labels)
+        flipped = torch.from_numpy(noise.mask)
+        self.flipped = self.images[flipped], self.labels[flipped]
+        network = build_network(recipe.architecture, num_classes=train.num_classes, seed=seed)
+        self.use(network.to(processes.device).to(memory_format=torch.channels_last))
+
+    def use(self, network: nn.Module) -> None:
+        """Train this network, by Nesterov SGD that decays weight matrices only."""
+        recipe, self.network = self.recipe, network
+        groups = loop.decay_groups(network, recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True, fused=True
+        )
+
+    def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
+        """Train one epoch.
+
+        Each process draws the same order and shifts and takes its share of every pass, so that the result does not
+        depend on their number.
+        """
+        recipe, processes = self.recipe, self.processes
+        generator = np.random.default_rng([self.seed, epoch])
+        order = torch.from_numpy(generator.permutation(len(self.labels)))
+        # The last batch may be small; one of a single sample is left out, batch normalisation cannot use it.
+        batches = [rows for rows in order.split(recipe.batch_size) if len(rows) > 1]
+        self.network.train()
+        total = 0.0
+        for step, rows in enumerate(batches):
+            shifts = loop.draw_shifts(len(rows), recipe.max_shift, generator)
+            loop.set_learning_rate(self.optimizer, epoch + step / len(batches), recipe)
+            self.optimizer.zero_grad(set_to_none=False)
+            passes = torch.arange(len(rows)).tensor_split(min(recipe.accumulate, len(rows) // 2))
+            for places in passes:
+                with processes.gradients(parallel, averaged=places is passes[-1]):
+                    own = processes.share(places)
+                    loss = self._loss_sum(parallel, rows[own], shifts[:, own]) / len(rows)
+                    # Gradients are averaged over the processes, but the loss is their sum.
+                    (loss * processes.count).backward()
+                total += loss.item() * len(rows)
+            self.optimizer.step()
+        row = {"loss": processes.sum(total) / sum(map(len, batches)), "test_accuracy": self._accuracy(*self.test)}
+        return row | {"memorised": self._accuracy(*self.flipped)} if len(self.flipped[0]) else row
+
+    def _loss_sum(self, parallel: nn.Module, rows: Tensor, shifts: Tensor) -> Tensor:
+        device = self.processes.device
+        images = loop.shift_images(self.images[rows], shifts)
+        with loop.autocast(device, self.recipe.precision), self.processes.batch_statistics():
+            scores = parallel(self.transform(images.to(device)))
+            return F.cross_entropy(scores, self.labels[rows].to(device), reduction="sum")
+
+    def _accuracy(self, images: Tensor, labels: Tensor) -> float:
+        processes = self.processes
+        parts = list(zip(images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True))
+        own = parts[processes.index :: processes.count]
+        batches = ((self.transform(part.to(processes.device)), wanted) for part, wanted in own)
+        return loop.accuracy(self.network, batches, len(labels), processes, "float32")
 
 
-def _start(
-    train: Task, test: Task, noise: LabelNoise, recipe: Recipe, seed: int, processes: Processes
-) -> tuple[_Run, ImageTransform]:
-    transform = standardising_transform(train)
-
-    def prepare(part: Task, labels: NDArray[np.int64]) -> PreparedImages:
-        return PreparedImages(torch.from_numpy(part.images), torch.from_numpy(labels), transform)
-
-    network = build_network(recipe.architecture, num_classes=train.num_classes, seed=seed)
-    network = network.to(processes.device).to(memory_format=torch.channels_last)
-    run = _Run(
-        processes,
-        network,
-        make_optimizer(network, recipe.learning_rate, recipe.momentum, recipe.weight_decay),
-        train=prepare(train, noise.noisy),
-        test=prepare(test, test.labels),
-        flipped=prepare(train.take(noise.mask), noise.noisy[noise.mask]),
-    )
-    return run, transform
-
-
-def _train(run: _Run, recipe: Recipe, seed: int, checkpoint: Path, label: str, progress: bool) -> None:
-    processes = run.processes
-    with processes.lockstep():
-        parallel = processes.data_parallel(run.network)
-
-    def one_epoch(epoch: int) -> dict[str, float]:
-        loss = train_epoch(parallel, run.optimizer, run.train, recipe, epoch, seed, processes)
-        row = {"loss": loss, "test_accuracy": accuracy(run.network, run.test, processes)}
-        return row | ({"memorised": accuracy(run.network, run.flipped, processes)} if len(run.flipped.labels) else {})
-
-    train_epochs(processes, run.history, recipe.epochs, one_epoch, lambda: _save(run, checkpoint),
-                 title=f"pretrain {label} seed={seed}", progress=progress)  # fmt: skip
-
-
-def _save(run: _Run, checkpoint: Path) -> None:
-    parts = {"network": run.network.state_dict(), "momentum": momentum_buffers(run.network, run.optimizer)}
-    write_checkpoint(checkpoint, parts, run.history)
-
-
-def _restore(run: _Run, checkpoint: Path) -> None:
-    parts, run.history[:] = read_checkpoint(checkpoint)
-    run.network.load_state_dict(parts["network"])
-    restore_momentum(run.network, run.optimizer, parts["momentum"])
+_TRAININGS = {Recipe: SupervisedTraining, TimmRecipe: TimmTraining, ContrastiveRecipe: ContrastiveTraining}

@@ -4,128 +4,125 @@ Tests run it on miniatures, on a CPU. At full size, and on GPUs, it was never ru
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nml_kit.backbones import ImageTransform, missing_models_extra, seeded, timm_network
+from nml_kit.backbones import ImageTransform, seeded, timm_network
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import LabelNoise
 from nml_kit.pretraining.distributed import Processes
-from nml_kit.pretraining.large_images import (
-    EpochImages,
-    EvaluationImages,
-    in_batches,
-    seeded_libraries,
-    seeded_network,
-    shared_pairs,
-)
-from nml_kit.pretraining.large_recipes import TimmRecipe
-from nml_kit.pretraining.loop import (
-    WEIGHTS,
-    History,
-    optimizer_state,
-    read_checkpoint,
-    restore_optimizer,
-    train_epochs,
-    write_checkpoint,
-    write_weights,
-)
+from nml_kit.pretraining.loop import Training, accuracy, autocast, seeded_libraries
+from nml_kit.pretraining.recipes import TimmRecipe
+from nml_kit.pretraining.streams import TaskImages, augmented, in_batches, prepared
 
 _EVALUATION_BATCH = 128
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, timm's default
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass
-class _Run:
-    """One pre-training in progress; `history` has one row per finished epoch."""
+class TimmTraining(Training):
+    """A timm network on images that are read when their turn comes.
 
-    recipe: TimmRecipe
-    seed: int
-    processes: Processes
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    mix: Mix
-    loss: nn.Module
-    augment: Callable[[Any], Tensor]
-    train: Task
-    labels: NDArray[np.int64]
-    test: EvaluationImages
-    flipped: EvaluationImages
-    history: History = field(default_factory=list)
+    Raises InvalidInputError if there are fewer train images than one batch, or fewer pairs in a pass than processes.
+    """
 
-    @property
-    def steps(self) -> int:
-        return len(self.train) // self.recipe.batch_size
+    def __init__(self, task: Task, noise: LabelNoise, recipe: TimmRecipe, seed: int, processes: Processes) -> None:
+        self.recipe, self.seed, self.processes, self.labels = recipe, seed, processes, noise.noisy
+        self.train, test = task.select(split="train"), task.select(split="test")
+        _require_full_batches(len(self.train), recipe, processes)
+        self.transform, self.epochs = evaluation_transform(recipe), recipe.epochs
+        evaluated = partial(prepared, self.transform)
+        self.test = TaskImages(test, test.labels, evaluated)
+        self.flipped = TaskImages(self.train.take(noise.mask), noise.noisy[noise.mask], evaluated)
+        self.steps = len(self.train) // recipe.batch_size
+        self.network = _network(recipe, task.num_classes, seed, processes.device)
+        self.optimizer, self.scheduler = _optimizer(self.network, recipe, self.steps)
+        self.augment = _augmentation(recipe)
+        self.mix, loss = _targets(recipe, task.num_classes)
+        self.loss = loss.to(processes.device)
+
+    def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
+        """Train one epoch; stochastic depth apart, its random choices do not depend on the number of processes."""
+        row = {"loss": self._mean_loss_of_epoch(parallel, epoch), "test_accuracy": self._accuracy(self.test)}
+        return row | {"memorised": self._accuracy(self.flipped)} if len(self.flipped) else row
+
+    def _mean_loss_of_epoch(self, parallel: nn.Module, epoch: int) -> float:
+        recipe, processes = self.recipe, self.processes
+        augment = partial(augmented, self.augment, (self.seed, epoch))
+        images = TaskImages(self.train, self.labels, augment, epoch_order(len(self.train), recipe, self.seed, epoch))
+        used = np.arange(self.steps * recipe.batch_size)
+        passes = [shared_pairs(places, processes) for places in np.split(used, self.steps * recipe.accumulate)]
+        share = len(passes[0]) * processes.count / recipe.batch_size  # gradients are averaged over the processes
+        self.network.train()
+        total = torch.zeros((), dtype=torch.float64, device=processes.device)
+        for number, batch in enumerate(in_batches(images, passes, processes)):
+            step, part = divmod(number, recipe.accumulate)
+            if part == 0:
+                self.scheduler.step_update(epoch * self.steps + step)
+                self.optimizer.zero_grad()
+            last = part == recipe.accumulate - 1
+            with processes.gradients(parallel, averaged=last):
+                loss = self._mean_loss(parallel, batch, (self.seed, epoch, number))
+                (loss * share).backward()
+            if last:
+                self.optimizer.step()
+            total += loss.detach().double() * len(batch[1])
+        return processes.sum(total.item()) / len(used)
+
+    def _mean_loss(self, parallel: nn.Module, batch: tuple[Tensor, Tensor], words: tuple[int, ...]) -> Tensor:
+        processes, (images, labels) = self.processes, batch
+        device = processes.device
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with seeded_libraries(*words):  # the same in all processes
+            mixed, targets = self.mix(images, labels.to(device))
+        depth = int(np.random.SeedSequence((*words, processes.index)).generate_state(1)[0])  # stochastic depth's own
+        with autocast(device, self.recipe.precision), processes.batch_statistics(), seeded(depth, device):
+            scores = parallel(mixed)
+        return self.loss(scores.float(), targets)
+
+    def _accuracy(self, images: TaskImages) -> float:
+        batches = np.array_split(np.arange(len(images)), -(-len(images) // _EVALUATION_BATCH))
+        own = [rows.tolist() for rows in batches[self.processes.index :: self.processes.count]]
+        loaded = in_batches(images, own, self.processes)
+        return accuracy(self.network, loaded, len(images), self.processes, self.recipe.precision)
 
 
 def evaluation_transform(recipe: TimmRecipe) -> ImageTransform:
     """What test images, and those of downstream tasks, go through: resize the short side, crop the centre."""
-    return ImageTransform(_MEAN, _STD, resize=int(recipe.test_size / recipe.test_crop), crop=recipe.test_size,
-                          interpolation=recipe.interpolation)  # fmt: skip
+    resize = int(recipe.test_size / recipe.test_crop)
+    return ImageTransform(_MEAN, _STD, resize, recipe.test_size, recipe.interpolation)
 
 
-def train_timm(
-    task: Task, noise: LabelNoise, recipe: TimmRecipe, seed: int, work: Path, processes: Processes, progress: bool
-) -> tuple[ImageTransform, History]:
-    """Train from the checkpoint in `work`, if there is one, and leave the weights in `work / "entry"`.
+def epoch_order(count: int, recipe: TimmRecipe, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """The sample at each place of an epoch: all shuffled, or a part of them, each `repeats` times in a row."""
+    from timm.data.distributed_sampler import RepeatAugSampler
 
-    Raises InvalidInputError if there are fewer train images than one batch, or fewer pairs in a pass than processes.
+    samples = range(count)
+    sampler = RepeatAugSampler(samples, num_replicas=1, rank=0, num_repeats=recipe.repeats, selected_round=0)
+    sampler.set_epoch(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
+    return np.fromiter(sampler, np.int64)
+
+
+def shared_pairs(places: NDArray[np.int64], processes: Processes) -> list[int]:
+    """This process's part of a pass: whole pairs of the first and the last place, the second and the last but one, ….
+
+    timm mixes a batch with itself in reverse order: so the same images are mixed, however many processes there are.
+
+    >>> shared_pairs(np.arange(8), Processes(2, 1, torch.device("cpu")))
+    [2, 3, 4, 5]
     """
-    checkpoint = work / "checkpoint.safetensors"
-    with processes.agreed():
-        run = _start(task, noise, recipe, seed, processes)
-        if checkpoint.exists():
-            parts, run.history[:] = read_checkpoint(checkpoint)
-            run.network.load_state_dict(parts["network"])
-            restore_optimizer(run.network, run.optimizer, parts["optimizer"])
-    _train(run, checkpoint, f"pretrain γ={noise.requested_ratio:g} seed={seed}", progress)
-    if processes.leads:
-        write_weights(work / "entry" / WEIGHTS, run.network.state_dict())
-    return evaluation_transform(recipe), run.history
+    first = np.array_split(np.arange(len(places) // 2), processes.count)[processes.index]
+    return places[np.concatenate([first, len(places) - 1 - first[::-1]])].tolist()
 
 
-def _start(task: Task, noise: LabelNoise, recipe: TimmRecipe, seed: int, processes: Processes) -> _Run:
-    try:
-        from timm.data import create_transform
-        from timm.optim import create_optimizer_v2
-        from timm.scheduler import create_scheduler_v2
-    except ImportError as error:
-        raise missing_models_extra("timm") from error
-    train, test, transform = task.select(split="train"), task.select(split="test"), evaluation_transform(recipe)
-    _require_whole_batches(len(train), recipe, processes)
-    with seeded(seed):
-        network = timm_network(recipe.architecture.removeprefix("timm:"), pretrained=False,
-                               num_classes=task.num_classes, drop_path_rate=recipe.drop_path)  # fmt: skip
-    network = network.to(processes.device).to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(network, recipe.optimizer, lr=recipe.learning_rate,
-                                    weight_decay=recipe.weight_decay, momentum=0.9)  # fmt: skip
-    scheduler, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=recipe.epochs, warmup_epochs=min(recipe.warmup_epochs, recipe.epochs // 2),
-        warmup_lr=min(recipe.warmup_from, recipe.learning_rate), min_lr=min(recipe.floor, recipe.learning_rate),
-        step_on_epochs=False, updates_per_epoch=len(train) // recipe.batch_size,
-    )  # fmt: skip
-    augment = create_transform(
-        recipe.train_size, is_training=True, auto_augment=recipe.randaugment, color_jitter=0.0,
-        interpolation=recipe.interpolation, mean=_MEAN, std=_STD, re_prob=recipe.erasing, re_mode="pixel",
-    )  # fmt: skip
-    mix, loss = _targets(recipe, task.num_classes)
-    return _Run(
-        recipe, seed, processes, network, optimizer, scheduler, mix, loss.to(processes.device), augment, train,
-        noise.noisy, test=EvaluationImages(test, test.labels, transform),
-        flipped=EvaluationImages(train.take(noise.mask), noise.noisy[noise.mask], transform),
-    )  # fmt: skip
-
-
-def _require_whole_batches(count: int, recipe: TimmRecipe, processes: Processes) -> None:
+def _require_full_batches(count: int, recipe: TimmRecipe, processes: Processes) -> None:
     pairs = recipe.batch_size // recipe.accumulate // 2
     if count < recipe.batch_size or pairs < processes.count:
         raise InvalidInputError(
@@ -134,95 +131,58 @@ def _require_whole_batches(count: int, recipe: TimmRecipe, processes: Processes)
         )
 
 
+def _network(recipe: TimmRecipe, num_classes: int, seed: int, device: torch.device) -> nn.Module:
+    name = recipe.architecture.removeprefix("timm:")
+    with seeded(seed):
+        network = timm_network(name, pretrained=False, num_classes=num_classes, drop_path_rate=recipe.drop_path)
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def _optimizer(network: nn.Module, recipe: TimmRecipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimiser and its schedule, which counts steps."""
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import create_scheduler_v2
+
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizer = create_optimizer_v2(network, recipe.optimizer, lr=rate, weight_decay=decay, momentum=0.9)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        "cosine",
+        num_epochs=recipe.epochs,
+        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs // 2),
+        warmup_lr=min(recipe.warmup_from, rate),
+        min_lr=min(recipe.floor, rate),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return optimizer, scheduler
+
+
+def _augmentation(recipe: TimmRecipe) -> Callable[[Any], Tensor]:
+    from timm.data import create_transform
+
+    return create_transform(
+        recipe.train_size,
+        is_training=True,
+        auto_augment=recipe.randaugment,
+        color_jitter=0.0,
+        interpolation=recipe.interpolation,
+        mean=_MEAN,
+        std=_STD,
+        re_prob=recipe.erasing,
+        re_mode="pixel",
+    )
+
+
 def _targets(recipe: TimmRecipe, num_classes: int) -> tuple[Mix, nn.Module]:
     """How images and labels of a pass become input and targets, and the mean loss of these."""
     from timm.data import Mixup
     from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
     mixes = recipe.mixup > 0 or recipe.cutmix > 0
-    mix: Mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes) if mixes \
-        else lambda images, labels: (images, labels)  # fmt: skip
+    mix: Mix = lambda images, labels: (images, labels)  # noqa: E731
+    if mixes:
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
     if recipe.loss == "bce":
         return mix, BinaryCrossEntropy(recipe.smoothing, target_threshold=recipe.bce_threshold)
     return mix, SoftTargetCrossEntropy() if mixes else nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
-
-
-def _train(run: _Run, checkpoint: Path, title: str, progress: bool) -> None:
-    with run.processes.lockstep():
-        parallel = run.processes.data_parallel(run.network)
-
-    def one_epoch(epoch: int) -> dict[str, float]:
-        row = {"loss": _train_epoch(run, parallel, epoch), "test_accuracy": _accuracy(run, run.test)}
-        return row | ({"memorised": _accuracy(run, run.flipped)} if len(run.flipped) else {})
-
-    train_epochs(run.processes, run.history, run.recipe.epochs, one_epoch, lambda: _save(run, checkpoint),
-                 title=title, progress=progress)  # fmt: skip
-
-
-def _save(run: _Run, checkpoint: Path) -> None:
-    parts = {"network": run.network.state_dict(), "optimizer": optimizer_state(run.network, run.optimizer)}
-    write_checkpoint(checkpoint, parts, run.history)
-
-
-def _train_epoch(run: _Run, parallel: nn.Module, epoch: int) -> float:
-    """Train one epoch, whose random choices depend on (seed, epoch) alone, and return the mean loss.
-
-    Stochastic depth apart, which each process draws for its own images, they do not depend on the number of processes.
-    """
-    recipe, processes = run.recipe, run.processes
-    images = EpochImages(run.train, run.labels, _order(run, epoch), run.augment, (run.seed, epoch))
-    used = np.arange(run.steps * recipe.batch_size)
-    passes = [shared_pairs(places, processes) for places in np.split(used, run.steps * recipe.accumulate)]
-    share = len(passes[0]) * processes.count / recipe.batch_size  # gradients are averaged over the processes
-    run.network.train()
-    total = torch.zeros((), dtype=torch.float64, device=processes.device)
-    for number, batch in enumerate(in_batches(images, passes, processes)):
-        step, part = divmod(number, recipe.accumulate)
-        if part == 0:
-            run.scheduler.step_update(epoch * run.steps + step)
-            run.optimizer.zero_grad()
-        last = part == recipe.accumulate - 1
-        with processes.gradients(parallel, averaged=last):
-            loss = _mean_loss(run, parallel, batch, (run.seed, epoch, number))
-            (loss * share).backward()
-        if last:
-            run.optimizer.step()
-        total += loss.detach().double() * len(batch[1])
-    return processes.sum(total.item()) / len(used)
-
-
-def _mean_loss(run: _Run, parallel: nn.Module, batch: tuple[Tensor, Tensor], words: tuple[int, ...]) -> Tensor:
-    processes, (images, labels) = run.processes, batch
-    device = processes.device
-    images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-    with seeded_libraries(*words):  # the same in all processes
-        mixed, targets = run.mix(images, labels.to(device))
-    precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
-    with precision, processes.batch_statistics(), seeded_network(device, *words, processes.index):
-        scores = parallel(mixed)
-    return run.loss(scores.float(), targets)
-
-
-def _order(run: _Run, epoch: int) -> NDArray[np.int64]:
-    """The sample at each place of an epoch: all shuffled, or a part of them, each `repeats` times in a row."""
-    from timm.data.distributed_sampler import RepeatAugSampler
-
-    sampler = RepeatAugSampler(run.train, num_replicas=1, rank=0, num_repeats=run.recipe.repeats, selected_round=0)
-    sampler.set_epoch(int(np.random.SeedSequence([run.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
-    return np.fromiter(sampler, np.int64)
-
-
-@torch.inference_mode()
-def _accuracy(run: _Run, images: EvaluationImages) -> float:
-    """The share of images that the network, in eval mode, classifies as their label; processes share the batches."""
-    run.network.eval()
-    device = run.processes.device
-    batches = np.array_split(np.arange(len(images)), -(-len(images) // _EVALUATION_BATCH))
-    own = [rows.tolist() for rows in batches[run.processes.index :: run.processes.count]]
-    hits = 0
-    for inputs, labels in in_batches(images, own, run.processes):
-        precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
-        with precision:
-            predicted = run.network(inputs.to(device, memory_format=torch.channels_last)).argmax(1)
-        hits += int((predicted.cpu() == labels).sum())
-    return run.processes.sum(float(hits)) / len(images)

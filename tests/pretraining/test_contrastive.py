@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import nml_kit.pretraining.contrastive as contrastive
 from nml_kit.backbones import build_clip, clip_loss, load_backbone, tokenize
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.features import extract_features
 from nml_kit.noise import inject_caption_noise, inject_label_noise
-from nml_kit.pretraining import ContrastiveRecipe, Recipe, is_pretrained, pretrain
-from nml_kit.pretraining.recipes import CONTRASTIVE_RECIPES, resolve_contrastive_recipe
+from nml_kit.pretraining import CAPTION_TEMPLATES, ContrastiveRecipe, Processes, Recipe, is_pretrained, pretrain
+from nml_kit.pretraining.contrastive import ContrastiveTraining
 from nml_kit.store import Store
 from tests.conftest import make_task
 
@@ -76,7 +75,7 @@ def test_measures_of_the_card_are_those_of_open_clip(task, store):
         return F.normalize(clip.encode_image(backbone.transform(torch.from_numpy(part.images))), dim=1)
 
     with torch.inference_mode():
-        prompts = [[t.format(name) for t in contrastive.CAPTION_TEMPLATES] for name in CORNERS]
+        prompts = [[t.format(name) for t in CAPTION_TEMPLATES] for name in CORNERS]
         classes = torch.stack([F.normalize(clip.encode_text(words(p)), dim=1).mean(0) for p in prompts])
         accuracy = (images(test) @ F.normalize(classes, dim=1).T).argmax(1).numpy() == test.labels
         given, own = (F.normalize(clip.encode_text(words(list(texts))), dim=1) for texts in (noise.noisy, noise.clean))
@@ -98,33 +97,6 @@ def test_loss_is_the_symmetric_cross_entropy_of_all_pairs():
     scores = np.exp(cosines / 0.07)
     expected = [-np.log(np.diag(scores) / scores.sum(axis=axis)).mean() for axis in (0, 1)]
     assert found == pytest.approx(np.mean(expected), rel=1e-4)
-
-
-@pytest.mark.parametrize("epochs_before", [1, 2])
-def test_interrupted_after_an_epoch_it_ends_with_the_same_bytes(task, tmp_path, monkeypatch, epochs_before):
-    recipe = QUICK.model_copy(update={"epochs": 3})
-    undisturbed, disturbed = Store(tmp_path / "undisturbed"), Store(tmp_path / "disturbed")
-    expected = run(task, undisturbed, ratio=0.1, recipe=recipe)
-    train_epoch, trained = contrastive._train_epoch, []
-
-    def interrupted(run, recipe, epoch, seed):
-        if epoch == epochs_before and len(trained) == epochs_before:
-            raise KeyboardInterrupt
-        trained.append(epoch)
-        return train_epoch(run, recipe, epoch, seed)
-
-    monkeypatch.setattr(contrastive, "_train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(task, disturbed, ratio=0.1, recipe=recipe)
-    monkeypatch.setattr(contrastive, "_train_epoch", train_epoch)
-    trained_again = []
-    monkeypatch.setattr(
-        contrastive, "_train_epoch", lambda *arguments: trained_again.append(arguments[2]) or train_epoch(*arguments)
-    )
-    found = run(task, disturbed, ratio=0.1, recipe=recipe)
-    assert trained_again == list(range(epochs_before, 3))
-    assert weights_bytes(disturbed) == weights_bytes(undisturbed)
-    assert found.card == expected.card
 
 
 def test_same_request_gives_the_same_bytes_and_another_one_others(task, tmp_path):
@@ -170,15 +142,8 @@ def test_what_does_not_belong_together_is_refused(task, store):
         pretrain(task, inject_caption_noise(["a", "b"], 0.0, seed=0), recipe=QUICK, seed=0, store=store)
     with pytest.raises(UnknownNameError, match="contrastive architecture 'compact-resnet'"):
         run(task, store, recipe=ContrastiveRecipe(architecture="compact-resnet"))
-    with pytest.raises(UnknownNameError, match="did you mean 'light'"):
-        resolve_contrastive_recipe("lite")
-    assert resolve_contrastive_recipe("light") == CONTRASTIVE_RECIPES["light"]
 
 
-def test_several_processes_are_refused_in_words(task, tmp_path):
-    from nml_kit.pretraining import Processes
-
+def test_several_processes_are_refused_in_words(task):
     with pytest.raises(InvalidInputError, match="Expected one process, got 2: contrastive pre-training runs in one"):
-        contrastive.train_contrastive(
-            task, noise_for(task, 0.1), QUICK, 0, tmp_path, Processes(2, 0, torch.device("cpu")), False
-        )
+        ContrastiveTraining(task, noise_for(task, 0.1), QUICK, 0, Processes(2, 0, torch.device("cpu")))

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nml_kit.errors import MissingDependencyError, StoreError
 from nml_kit.features import extract_features
 from nml_kit.features import features as features_module
 from nml_kit.pretraining import pretrain
+from nml_kit.pretraining.loop import CHECKPOINT
 from nml_kit.store import Store, read_json, read_tensors, write_tensors
-from tests import together
+from tests.pretraining import together
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def launch(processes: int, mode: str, store: Store, reports: Path) -> subprocess.CompletedProcess:
     reports.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               "-m", "tests.together", mode, str(store.root), str(reports)]  # fmt: skip
+               "-m", "tests.pretraining.together", mode, str(store.root), str(reports)]  # fmt: skip
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
 
 
@@ -106,8 +108,8 @@ def test_killed_at_work_it_ends_and_goes_on_with_another_number_of_processes(alo
     (values,) = (read_tensors(info.path / "features.safetensors")["values"] for info in store.entries("features"))
     np.testing.assert_array_equal(values, together.first_pixels(together.TASK.images))
 
-    (checkpoint,) = store.root.glob("work/*/checkpoint.safetensors")
-    before = json.loads(read_tensors(checkpoint)["history"].tobytes())
+    (checkpoint,) = store.root.glob(f"work/*/{CHECKPOINT}")
+    before = torch.load(checkpoint, weights_only=True)["history"]
     card = pretrain(together.TASK, together.NOISE, recipe=together.RECIPE, seed=0, store=store, progress=False).card
     assert card["history"][:2] == before
     np.testing.assert_allclose([row["loss"] for row in card["history"]], alone[1]["losses"], atol=1e-4, rtol=0)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,38 +19,21 @@ from torch.utils.data import DataLoader
 
 from nml_kit.backbones import ImageTower, build_clip, load_backbone, named_classes, project
 from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.pretraining import ContrastiveRecipe, Processes, ShardRecipe, TimmRecipe
-from nml_kit.pretraining import shards as shard_pretraining
-from nml_kit.pretraining import timm as timm_training
-from nml_kit.pretraining.large_images import EpochImages, seeded_libraries, shared_pairs
-from nml_kit.pretraining.streams import PairStreams
+from nml_kit.pretraining import ContrastiveRecipe, Processes, ShardRecipe, TimmRecipe, is_pretrained_on_shards
+from nml_kit.pretraining.loop import seeded_libraries
+from nml_kit.pretraining.streams import PairStreams, TaskImages, augmented
+from nml_kit.pretraining.timm import TimmTraining, shared_pairs
 from nml_kit.store import Store, read_tensors
 from nml_kit.study import Origin, Profile, load_profile, pretrained_backbone, zero_shot_predictions
-from tests import at_scale, miniatures
+from tests import miniatures
 from tests.conftest import make_task
 from tests.pictures import encoded, pixels
+from tests.pretraining import at_scale
 
 pytestmark = [pytest.mark.xdist_group("large-scale"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 RUNS = {"supervised": at_scale.supervised, "contrastive": at_scale.contrastive}
-MODULES = {"supervised": timm_training, "contrastive": shard_pretraining}
 both = pytest.mark.parametrize("objective", RUNS)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Miniatures: ImageNet as JPEGs of many sizes, two classes of ImageNet-R, DomainNet, RESISC45, shards, texts."""
-    root = tmp_path_factory.mktemp("data")
-    miniatures.write_imagenet(root / "imagenet")
-    for number, (name, folder) in enumerate([("imagenet-r", miniatures.SYNSETS[:2]), ("resisc45", miniatures.NAMES)]):
-        miniatures.write_classes(root / name, folder, seed=number)
-    miniatures.write_domainnet(root / "domainnet")
-    miniatures.write_shards(root / "shards")
-    miniatures.write_sentences(root / "glue" / "sst2", {"train": 24, "validation": 8})
-    miniatures.write_sentences(root / "imdb", {"test": 10}, column="text", seed=1)
-    miniatures.write_bert(root / "bert")
-    at_scale.add_tiny_model(root / "configs")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +48,7 @@ def alone(data, tmp_path_factory) -> Store:
 def launch(processes: int, mode: str, data: Path, store: Store, reports: Path) -> subprocess.CompletedProcess:
     reports.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               "-m", "tests.at_scale", mode, str(data), str(store.root), str(reports)]  # fmt: skip
+               "-m", "tests.pretraining.at_scale", mode, str(data), str(store.root), str(reports)]  # fmt: skip
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NML_DATASETS": str(data)}, capture_output=True, text=True, timeout=120
     )
@@ -125,27 +109,6 @@ def test_an_unknown_setting_or_odd_passes_are_refused():
 def test_the_loss_of_the_pairs_falls(alone):
     first, *_, last = losses(stored(alone, "contrastive"))
     assert last < first
-
-
-@both
-def test_interrupted_after_an_epoch_it_goes_on_to_the_same_bits(objective, data, alone, tmp_path, monkeypatch):
-    module, store = MODULES[objective], Store(tmp_path)
-    save = module._save
-
-    def save_and_stop(run, checkpoint):
-        save(run, checkpoint)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "_save", save_and_stop)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            RUNS[objective](data, store)
-    monkeypatch.setattr(module, "_save", save)
-    RUNS[objective](data, store)
-    expected, got = weights(alone, objective), weights(store, objective)
-    assert stored(store, objective).card == stored(alone, objective).card
-    for name, values in expected.items():
-        np.testing.assert_array_equal(got[name], values, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +186,9 @@ def test_the_same_images_are_mixed_however_many_processes_there_are():
 
 def test_workers_change_nothing_and_leave_global_generators_alone(data):
     task, noise = at_scale.noisy_imagenet(data)
-    recipe, train = at_scale.TIMM, task.select(split="train")
-    run = timm_training._start(task, noise, recipe, 0, Processes(1, 0, torch.device("cpu")))
-    images = EpochImages(train, noise.noisy, np.arange(8)[::-1].copy(), run.augment, (0, 1))
+    training = TimmTraining(task, noise, at_scale.TIMM, 0, Processes(1, 0, torch.device("cpu")))
+    augment = partial(augmented, training.augment, (0, 1))
+    images = TaskImages(training.train, noise.noisy, augment, np.arange(8)[::-1].copy())
     before = torch.get_rng_state()
     here, there = ([batch[0] for batch in DataLoader(images, 4, num_workers=workers, generator=torch.Generator())]
                    for workers in (0, 1))  # fmt: skip
@@ -262,9 +225,7 @@ def test_shards_are_known_by_their_bytes_alone(data, alone, tmp_path):
     before = stored(alone, "contrastive").digest
     assert at_scale.contrastive(moved, alone).name == f"nml:{before[:12]}"
     miniatures.write_shards(moved / "shards", seed=1)
-    assert not shard_pretraining.is_pretrained_on_shards(
-        moved / "shards" / at_scale.PATTERN, recipe=at_scale.SHARDS, seed=0, store=alone
-    )
+    assert not is_pretrained_on_shards(moved / "shards" / at_scale.PATTERN, recipe=at_scale.SHARDS, seed=0, store=alone)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What tests/test_distributed.py launches in several processes, and an example of a script that can be launched.
+"""What test_distributed.py launches in several processes, and an example of a script that can be launched.
 
-`python -m torch.distributed.run --nproc_per_node 2 -m tests.together whole STORE REPORTS`; nothing in `whole` but the
-file of its report depends on the number of processes.
+`python -m torch.distributed.run --nproc_per_node 2 -m tests.pretraining.together whole STORE REPORTS`; nothing in
+`whole` but the file of its report depends on the number of processes.
 """
 
 import json
@@ -11,15 +11,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from nml_kit import Recipe, Store, extract_features, inject_label_noise, load_backbone, pretrain
-from nml_kit import pretrain as pretrain_function
 from nml_kit.backbones import build_network
 from nml_kit.errors import NMLError
 from nml_kit.features import features as features_module
-from nml_kit.pretraining import PreparedImages, launched_processes, make_optimizer, standardising_transform, train_epoch
+from nml_kit.pretraining import launched_processes, loop
+from nml_kit.pretraining.supervised import SupervisedTraining
 from tests.conftest import make_task
 
 SHARD_ROWS = 20
@@ -45,12 +44,11 @@ def train_in_double_precision() -> tuple[list[float], list[float]]:
     """Losses of two epochs, whose last batch of 5 is one sample for some and passes are uneven; summed weights."""
     processes = launched_processes()
     recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05, accumulate=2)
-    network = DoublePrecision(build_network("compact-resnet", num_classes=4, seed=0))
-    data = PreparedImages(torch.from_numpy(TRAIN.images), torch.from_numpy(NOISE.noisy), standardising_transform(TRAIN))
-    optimizer = make_optimizer(network, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
-    parallel = processes.data_parallel(network)
-    losses = [train_epoch(parallel, optimizer, data, recipe, epoch, 0, processes) for epoch in range(2)]
-    return losses, [float(values.double().sum()) for values in network.state_dict().values()]
+    training = SupervisedTraining(TASK, NOISE, recipe, 0, processes)
+    training.use(DoublePrecision(build_network("compact-resnet", num_classes=4, seed=0)))
+    parallel = processes.data_parallel(training.network)
+    losses = [training.train_epoch(parallel, epoch)["loss"] for epoch in range(2)]
+    return losses, [float(values.double().sum()) for values in training.network.state_dict().values()]
 
 
 def error_of(backbone, store: Store) -> str:
@@ -101,15 +99,14 @@ def extract(store: Store, log: Path, die_at: int | None = None) -> None:
 
 def pretrain_until_killed(store: Store) -> None:
     """Pre-train; the process that writes kills itself after its second checkpoint."""
-    module = sys.modules[pretrain_function.__module__]
-    save = module._save
+    write = loop.write_checkpoint
 
-    def save_and_die(run, checkpoint):
-        save(run, checkpoint)
-        if len(run.history) == 2:
+    def write_and_die(path, training, history):
+        write(path, training, history)
+        if len(history) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    module._save = save_and_die
+    loop.write_checkpoint = write_and_die
     pretrain(TASK, NOISE, recipe=RECIPE, seed=0, store=store, progress=False)
 
 

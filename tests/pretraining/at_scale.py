@@ -1,6 +1,6 @@
-"""What tests/test_large_scale.py runs, alone and in several processes, and the data that it makes for that.
+"""What test_large_scale.py runs, alone and in several processes, and the data that it makes for that.
 
-`python -m torch.distributed.run --nproc_per_node 2 -m tests.at_scale MODE DATA STORE REPORTS`.
+`python -m torch.distributed.run --nproc_per_node 2 -m tests.pretraining.at_scale MODE DATA STORE REPORTS`.
 """
 
 import json
@@ -17,8 +17,7 @@ from nml_kit.audit import practical_tasks, run_practical
 from nml_kit.backbones import Backbone, open_clip_library
 from nml_kit.data import Task
 from nml_kit.noise import LabelNoise
-from nml_kit.pretraining import ShardRecipe, TimmRecipe, pretrain, pretrain_on_shards
-from nml_kit.pretraining import timm as timm_training
+from nml_kit.pretraining import ShardRecipe, TimmRecipe, loop, pretrain, pretrain_on_shards
 from nml_kit.study import Profile
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -89,14 +88,14 @@ def text_study(data: Path, store: Store) -> list[dict]:
 
 def kill_after(epochs: int) -> None:
     """Let the process that writes kill itself after the checkpoint of so many epochs of supervised training."""
-    save = timm_training._save
+    write = loop.write_checkpoint
 
-    def save_and_die(run, checkpoint):
-        save(run, checkpoint)
-        if len(run.history) == epochs:
+    def write_and_die(path, training, history):
+        write(path, training, history)
+        if len(history) == epochs:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    timm_training._save = save_and_die
+    loop.write_checkpoint = write_and_die
 
 
 if __name__ == "__main__":
