@@ -1,6 +1,7 @@
 """Data sets and a model in their real formats, small enough for tests."""
 
 import io
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from nml_kit.backbones import open_clip_library
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230], [230, 210, 50], [40, 210, 210], [220, 60, 210],
                     [240, 240, 240], [30, 30, 30]])  # fmt: skip
@@ -116,3 +119,18 @@ def write_bert(directory: Path, *, seed: int = 0, **changes) -> Path:
     (directory / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     return directory
+
+
+def add_tiny_clips(folder: Path) -> None:
+    """Let open_clip know "nml-tiny-RN", its own ResNet with attention pooling, as RN50, and "nml-tiny-ViT"."""
+    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    size = {"image_size": 32, "head_width": 32}
+    vision = {
+        "nml-tiny-RN": size | {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "nml-tiny-ViT": size | {"layers": 1, "width": 32, "patch_size": 8},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in vision.items():
+        config = {"embed_dim": 32, "quick_gelu": name == "nml-tiny-ViT", "vision_cfg": network, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+    open_clip_library().add_model_config(folder)

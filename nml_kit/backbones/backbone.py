@@ -1,13 +1,15 @@
-"""The value that every loader of backbones returns, the hash of its weights, and errors that loaders share."""
+"""The value that every loader of backbones returns, how a network becomes one, and errors that loaders share."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from json import dumps
+from importlib import import_module
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,9 +25,9 @@ _CPU_PIXELS = 8 * 224 * 224
 class Backbone:
     """A frozen feature extractor: `encode` maps a batch of inputs to features (B, D).
 
-    `fingerprint` identifies the weights; with transform, layer and `settings` (what else was resolved, as the
+    `fingerprint` identifies the weights; with transform, layer and `settings` (what else was resolved, such as the
     architecture, the tokenizer or the pooling) it decides which cached features fit. `shard_rows` is how many rows are
-    kept at once while features are extracted, where each costs money. `print` says what was resolved.
+    kept at once while features are extracted, where each costs money. `print` shows what was resolved.
     """
 
     name: str
@@ -38,19 +40,14 @@ class Backbone:
     shard_rows: int | None = None
 
     def __str__(self) -> str:
-        parts = {"weights": self.fingerprint[:12], "layer": self.layer, **(self.settings or {})}
-        parts["transform"] = None if self.transform is None else self.transform.settings
-        return "\n".join([self.name, *_lines(parts)])
+        return "\n".join([self.name, *_lines(self.key | {"weights": self.fingerprint[:12]})])
 
     @property
     def key(self) -> dict[str, Any]:
         """Everything about the backbone that determines its features."""
-        key = {
-            "weights": self.fingerprint,
-            "transform": None if self.transform is None else self.transform.settings,
-            "layer": self.layer,
-        }
-        return key if self.settings is None else key | {"settings": self.settings}
+        transform = self.transform.settings if self.transform else None
+        key = {"weights": self.fingerprint, "transform": transform, "layer": self.layer}
+        return key | {"settings": self.settings} if self.settings else key
 
     @property
     def _device(self) -> torch.device:
@@ -64,8 +61,8 @@ class Backbone:
         return replace(self, encode=deepcopy(self.encode).to(device))
 
     @torch.inference_mode()
-    def __call__(self, inputs: NDArray[Any]) -> Tensor:
-        """Features (B, D) float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
+    def __call__(self, inputs: NDArray[Any]) -> Float[Tensor, "b d"]:
+        """Features float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
 
         Images of several sizes come as an object array (B,) of uint8 (h, w, 3). Raises InvalidInputError if the
         network is not in eval mode or does not return one row per input.
@@ -76,7 +73,10 @@ class Backbone:
                 "call .eval() on it."
             )
         batch = inputs if self.transform is None else self.transform.prepare(inputs, self._device)
-        return torch.cat([self._encoded(part) for part in _parts(batch)])
+        if not isinstance(batch, Tensor) or batch.ndim != 4 or batch.device.type != "cpu":
+            return self._encoded(batch)
+        at_once = max(1, _CPU_PIXELS // (batch.shape[2] * batch.shape[3]))
+        return torch.cat([self._encoded(part) for part in batch.split(at_once)])
 
     def _encoded(self, batch: Any) -> Tensor:
         features = torch.as_tensor(self.encode(batch)).float().cpu()
@@ -88,13 +88,6 @@ class Backbone:
         return features
 
 
-def _parts(batch: Any) -> Sequence[Any]:
-    """A batch as it is or, of large images (B, 3, h, w) on a CPU, in parts whose activations fit its caches."""
-    if not isinstance(batch, Tensor) or batch.ndim != 4 or batch.device.type != "cpu":
-        return [batch]
-    return batch.split(max(1, _CPU_PIXELS // (batch.shape[2] * batch.shape[3])))
-
-
 def _lines(content: dict[str, Any], indent: str = "  ") -> Iterator[str]:
     """A line for each entry, and for each in it."""
     for name, value in content.items():
@@ -102,7 +95,24 @@ def _lines(content: dict[str, Any], indent: str = "  ") -> Iterator[str]:
             yield f"{indent}{name}:"
             yield from _lines(value, f"{indent}  ")
         else:
-            yield f"{indent}{name}: {value if isinstance(value, str) else dumps(value)}"
+            yield f"{indent}{name}: {value if isinstance(value, str) else json.dumps(value)}"
+
+
+def freeze(
+    name: str,
+    encoder: nn.Module,
+    transform: Transform | None,
+    layer: str = "penultimate",
+    *,
+    card: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Backbone:
+    """The backbone of an encoder, which is put into eval mode and float32, without gradients."""
+    encoder = encoder.float().eval().requires_grad_(False)
+    # The layout that convolutions like; in it PyTorch's group normalisation is off by 1e-4 on a CPU.
+    if not any(isinstance(module, nn.GroupNorm) for module in encoder.modules()):
+        encoder = encoder.to(memory_format=torch.channels_last)
+    return Backbone(name, encoder, fingerprint_weights(encoder), transform, layer, card, settings)
 
 
 def fingerprint_weights(network: nn.Module) -> str:
@@ -111,29 +121,23 @@ def fingerprint_weights(network: nn.Module) -> str:
     return fingerprint({"class": type(network).__qualname__, "state": state})
 
 
-def require_texts(texts: NDArray[Any]) -> list[str]:
-    """The texts as a list; InvalidInputError for anything but an array (N,) of texts."""
-    if texts.ndim != 1 or not all(isinstance(text, str) for text in texts.tolist()):
-        raise InvalidInputError(
-            f"Expected texts (N,) for a text encoder, got {texts.dtype} of shape {texts.shape}; choose a text task."
-        )
-    return texts.tolist()
+def library(name: str, extra: str) -> Any:
+    """An optional library; MissingDependencyError with the `extra` of nml_kit to install."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name or name} is needed for this backbone: pip install 'nml_kit[{extra}]'."
+        ) from error
 
 
 @contextmanager
-def found_on_hub(name: str, extra: str) -> Iterator[None]:
-    """A block that imports a library of models and loads weights by it, from the hub or a directory.
-
-    Raises MissingDependencyError, with the `extra` of nml_kit to install, and DataFileError.
-    """
+def weights_of(name: str) -> Iterator[None]:
+    """A block that loads weights by a library, from the hub or a directory; DataFileError if it cannot."""
     try:
         yield
     except NMLError:
         raise
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{error.name or error} is needed for {name}: pip install 'nml_kit[{extra}]'."
-        ) from error
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise DataFileError(
             f"Expected the files of {name}, on the hub or in a directory of that name, got {type(error).__name__}: "

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nml_kit.backbones.networks import CompactResNet, first_width, missing_models_extra, seeded, stage_widths
+from nml_kit.backbones.backbone import library
+from nml_kit.backbones.networks import CompactResNet, first_width, seeded, stage_widths
 from nml_kit.errors import InvalidInputError, unknown_name
 
 CLIP_COMPACT = "clip-compact"
@@ -50,9 +51,9 @@ def _identity(visual: Any) -> dict[str, Tensor]:
     """The parameters of the projection inside an image network of open_clip, as the identity."""
     if not hasattr(visual, "attnpool"):
         return {"proj": torch.eye(len(visual.proj), device=visual.proj.device)}
-    width, device = visual.attnpool.c_proj.in_features, visual.attnpool.c_proj.weight.device
-    return {"attnpool.c_proj.weight": torch.eye(width, device=device),
-            "attnpool.c_proj.bias": torch.zeros(width, device=device)}  # fmt: skip
+    weight = visual.attnpool.c_proj.weight
+    identity, nothing = torch.eye(weight.shape[1], device=weight.device), weight.new_zeros(weight.shape[1])
+    return {"attnpool.c_proj.weight": identity, "attnpool.c_proj.bias": nothing}
 
 
 def image_network(encoder: Any) -> Any:
@@ -107,17 +108,22 @@ def build_clip(architecture: str, *, seed: int) -> Any:
 
 def _named_model(name: str, seed: int) -> Any:
     """A CLIP model of open_clip as its own class makes it: `create_model` would warn of each that starts untrained."""
-    library = open_clip_library()
-    if name not in library.list_models():
-        raise unknown_name("open_clip model", name, library.list_models())
-    config = library.get_model_config(name)
+    require_open_clip_name(name)
+    config = open_clip_library().get_model_config(name)
     if config.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or config["text_cfg"].keys() & _OTHER_TEXT:
         raise InvalidInputError(
             f"Expected a plain CLIP model with CLIP's own tokenizer, such as RN50 or ViT-B-16, got {name!r}."
         )
     config["vision_cfg"]["timm_model_pretrained"] = False
     with seeded(seed):
-        return library.CLIP(**config)
+        return open_clip_library().CLIP(**config)
+
+
+def require_open_clip_name(name: str) -> None:
+    """Raise UnknownNameError for a model that open_clip does not know."""
+    known = open_clip_library().list_models()
+    if name not in known:
+        raise unknown_name("open_clip model", name, known)
 
 
 def tokenize(texts: Sequence[str], length: int | None = None) -> Tensor:
@@ -146,14 +152,9 @@ def class_embeddings(clip: Any, class_names: Sequence[str], templates: Sequence[
 
     Source: Radford et al. (2021), section 3.1.4 (prompt ensembling); open_clip's `build_zero_shot_classifier`.
     """
-    tokenizer = partial(_tokenizer(), context_length=clip.context_length)
+    tokenizer, device = partial(_tokenizer(), context_length=clip.context_length), clip.logit_scale.device
     weights = open_clip_library().build_zero_shot_classifier(
-        clip,
-        tokenizer,
-        class_names,
-        templates,
-        num_classes_per_batch=64,
-        device=clip.logit_scale.device,
+        clip, tokenizer, class_names, templates, num_classes_per_batch=64, device=device
     )
     return weights.T.float()
 
@@ -171,10 +172,7 @@ def named_classes(class_names: Sequence[str]) -> Sequence[str]:
 @cache
 def open_clip_library() -> Any:
     """open_clip, which knows the configurations of this package after that."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise missing_models_extra("open_clip_torch") from error
+    open_clip = library("open_clip", "models")
     open_clip.add_model_config(_CONFIGS)
     return open_clip
 
@@ -186,8 +184,7 @@ def _tokenizer() -> Any:
 
 def _register_with_timm(first: int) -> str:
     """The name by which timm, and so open_clip, makes the compact ResNet of that first width."""
-    import timm
-
+    timm = library("timm", "models")
     name = f"nml_compact_resnet_{first}"
     if not timm.is_model(name):
 

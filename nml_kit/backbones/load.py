@@ -1,40 +1,40 @@
-"""Frozen feature extractors by name: our checkpoints, models of libraries, hubs and files, any callable."""
+"""Frozen feature extractors by name: our own networks, from the store or a file; models of libraries; any callable."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from nml_kit.backbones.backbone import Backbone, fingerprint_weights
-from nml_kit.backbones.clip import CLIP_COMPACT, CLIP_PATTERNS, build_clip
-from nml_kit.backbones.files import file_backbone
-from nml_kit.backbones.hub import freeze_sentence_encoder, hub_backbone, sentence_backbone
-from nml_kit.backbones.networks import COMPACT_RESNET, build_network, first_width
-from nml_kit.backbones.packaged import PACKAGED_TEXT, packaged_network, packaged_sentence_encoder
-from nml_kit.backbones.service import EmbeddingApi, named_api
+from nml_kit.backbones.backbone import Backbone, fingerprint_weights, freeze
+from nml_kit.backbones.clip import CLIP_COMPACT, CLIP_PATTERNS, ImageTower, build_clip, image_network
+from nml_kit.backbones.networks import COMPACT_RESNET, build_network, first_width, remove_classifier
+from nml_kit.backbones.packaged import packaged_backbone
+from nml_kit.backbones.text import EmbeddingApi, hub_backbone, sentence_backbone
 from nml_kit.backbones.transforms import ImageTransform, Transform
-from nml_kit.backbones.vision import (
-    RANDOM,
-    freeze_image_tower,
-    freeze_network,
-    open_clip_backbone,
-    timm_backbone,
-    timm_settings,
-    timm_transform,
-    torchvision_backbone,
-)
-from nml_kit.errors import InvalidInputError, StoreError, unknown_name
-from nml_kit.store import Store
+from nml_kit.backbones.vision import RANDOM, file_backbone, open_clip_backbone, timm_backbone, torchvision_backbone
+from nml_kit.errors import DataFileError, InvalidInputError, StoreError, unknown_name
+from nml_kit.store import Store, read_tensors, write_tensors
 
 BACKBONE_PATTERNS = (
-    COMPACT_RESNET, f"{COMPACT_RESNET}:WIDTH (a multiple of 8)", *CLIP_PATTERNS, "nml:DIGEST", "packaged:NAME",
-    "torchvision:NAME", "timm:NAME", "open_clip:NAME/TAG", "hf:NAME", "sentence-transformers:NAME",
+    COMPACT_RESNET,
+    f"{COMPACT_RESNET}:WIDTH (a multiple of 8)",
+    *CLIP_PATTERNS,
+    "nml:DIGEST",
+    "packaged:NAME",
+    "torchvision:NAME",
+    "timm:NAME",
+    "open_clip:NAME/TAG",
+    "hf:NAME",
+    "sentence-transformers:NAME",
     "file:PATH#ARCHITECTURE",
     "https://HOST/v1/embeddings#MODEL",
-)  # fmt: skip
+)
 PRETRAINED_KIND = "backbone"
 
 
@@ -71,53 +71,49 @@ def load_backbone(
     if isinstance(source, EmbeddingApi):
         return source.backbone()
     if not isinstance(source, str):
-        return _backbone_from_callable(source, transform, fingerprint_of_weights)
+        return _backbone_of_callable(source, transform, fingerprint_of_weights)
+    return _backbone_by_name(source, seed, transform, store)
+
+
+def _backbone_by_name(source: str, seed: int, transform: Transform | None, store: Store | None) -> Backbone:
     family, _, name = source.partition(":")
-    if family == "nml":
-        return _pretrained_backbone(name, store or Store())
     if first_width(source) is not None:
         network = build_network(source, num_classes=2, seed=seed)
-        return freeze_network(source, network, transform or ImageTransform())
+        return freeze(source, remove_classifier(network), transform or ImageTransform())
     if first_width(source, CLIP_COMPACT) is not None:
-        return freeze_image_tower(source, build_clip(source, seed=seed), transform or ImageTransform())
-    library = {"torchvision": torchvision_backbone, "timm": timm_backbone, "open_clip": open_clip_backbone}
-    if family in library:
-        return library[family](source, seed=seed, transform=transform)
-    if family in (others := {"hf": hub_backbone, "file": file_backbone}):
-        return others[family](source, transform=transform)
+        return freeze(source, ImageTower(build_clip(source, seed=seed)), transform or ImageTransform())
+    seedable = {"torchvision": torchvision_backbone, "timm": timm_backbone, "open_clip": open_clip_backbone}
+    if family in seedable:
+        return seedable[family](source, seed, transform)
+    fixed = {"hf": hub_backbone, "file": file_backbone, "packaged": packaged_backbone}
+    if family in fixed:
+        return fixed[family](source, transform)
     if family == "sentence-transformers":
         return sentence_backbone(source)
     if family in ("http", "https"):
-        return named_api(source).backbone()
-    if family == "packaged":
-        return _packaged_backbone(source, transform)
+        url, _, model = source.partition("#")
+        return EmbeddingApi(url, model).backbone()
+    if family == "nml":
+        return _pretrained_backbone(name, store or Store())
     raise unknown_name("backbone", source, BACKBONE_PATTERNS)
 
 
 def untrained_backbone(architecture: str, *, seed: int, transform: Transform) -> Backbone:
     """The network that pre-training of `architecture` starts from, frozen."""
-    library = architecture.partition(":")[0] in ("torchvision", "timm")
-    return load_backbone(f"{architecture}/{RANDOM}" if library else architecture, seed=seed, transform=transform)
+    of_library = architecture.partition(":")[0] in ("torchvision", "timm")
+    return load_backbone(f"{architecture}/{RANDOM}" if of_library else architecture, seed=seed, transform=transform)
 
 
-def _packaged_backbone(source: str, transform: Transform | None) -> Backbone:
-    name = source.partition(":")[2]
-    if name in PACKAGED_TEXT:
-        return freeze_sentence_encoder(source, packaged_sentence_encoder(name))
-    network = packaged_network(name)
-    return freeze_network(source, network, transform or timm_transform(network), settings=timm_settings(network))
-
-
-def _backbone_from_callable(encode: Callable[[Any], Any], transform: Transform | None, given: str | None) -> Backbone:
+def _backbone_of_callable(encode: Callable[[Any], Any], transform: Transform | None, weights: str | None) -> Backbone:
     name = getattr(encode, "__name__", type(encode).__name__)
-    if isinstance(encode, nn.Module):
-        return Backbone(name, encode, given or fingerprint_weights(encode), transform, layer="output")
-    if given is None:
+    if weights is None and isinstance(encode, nn.Module):
+        weights = fingerprint_weights(encode)
+    if weights is None:
         raise InvalidInputError(
             f"Backbone {name!r}: expected `fingerprint_of_weights`, a string that changes whenever the callable's "
             "results change, because the weights of a plain callable cannot be hashed."
         )
-    return Backbone(name, encode, given, transform, layer="output")
+    return Backbone(name, encode, weights, transform, layer="output")
 
 
 def _pretrained_backbone(digest: str, store: Store) -> Backbone:
@@ -127,17 +123,78 @@ def _pretrained_backbone(digest: str, store: Store) -> Backbone:
         raise unknown_name("pre-trained backbone", digest, known)
     entry = store.open(PRETRAINED_KIND, matches[0])
     card = entry.card
-    architecture, contrastive = card["recipe"]["architecture"], card.get("objective") == "contrastive"
+    architecture, contrastive = card["recipe"]["architecture"], card["objective"] == "contrastive"
     network = (
         build_clip(architecture, seed=0)
         if contrastive
         else build_network(architecture, num_classes=card["num_classes"], seed=0)
     )
-    state = {name: torch.from_numpy(np.array(values)) for name, values in entry.tensors("weights.safetensors").items()}
+    tensors = entry.tensors("weights.safetensors")
     try:
-        network.load_state_dict(state)
+        network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in tensors.items()})
     except RuntimeError as error:
         raise StoreError(f"{entry.path}: the weights do not fit {architecture}: {error}") from error
     transform = TypeAdapter(ImageTransform).validate_python(card["transform"])
-    freeze = freeze_image_tower if contrastive else freeze_network
-    return freeze(f"nml:{entry.digest[:12]}", network, transform, card)
+    encoder = ImageTower(network) if contrastive else remove_classifier(network)
+    return freeze(f"nml:{entry.digest[:12]}", encoder, transform, card=card)
+
+
+class _FrozenCard(BaseModel, extra="forbid"):
+    architecture: str
+    transform: ImageTransform
+    card: dict[str, Any]
+
+
+def save_frozen(backbone: Backbone, path: str | Path) -> None:
+    """Write a pre-trained compact ResNet, or the image network of a contrastive model, as float16 safetensors.
+
+    The weights are rounded, so its features differ slightly from the backbone's. What trained it (the card without its
+    history) is in the file's metadata; the text network of a contrastive model is left out. Raises InvalidInputError
+    for a backbone that was not pre-trained by `pretrain`, or not with a compact ResNet.
+    """
+    card = dict(backbone.card or {})
+    architecture = str(card.get("recipe", {}).get("architecture", "")).replace(CLIP_COMPACT, COMPACT_RESNET)
+    if first_width(architecture) is None or not isinstance(backbone.transform, ImageTransform):
+        raise InvalidInputError(
+            f"Expected a backbone made by `pretrain` with a compact ResNet, got {backbone.name!r} with recipe "
+            f"{card.get('recipe')}; keep others in the files of their own library."
+        )
+    state = image_network(backbone.encode).state_dict()
+    arrays = {name: _as_float(tensor.numpy(), np.float16) for name, tensor in state.items()}
+    card.pop("history", None)
+    content = _FrozenCard(architecture=architecture, transform=backbone.transform, card=card)
+    write_tensors(path, arrays, metadata=json.loads(content.model_dump_json()))
+
+
+def load_frozen(path: str | Path) -> Backbone:
+    """The backbone in a file of `save_frozen`, in float32.
+
+    Raises DataFileError if the file is missing, damaged or another kind of safetensors file.
+
+    >>> import tempfile
+    >>> from nml_kit import Recipe, inject_label_noise, load_task, pretrain
+    >>> task = load_task("icons-pretrain").limit(classes=3, train_per_class=8, seed=0)
+    >>> labels = task.select(split="train").labels
+    >>> noise = inject_label_noise(labels, 0.25, num_classes=3, seed=0, ids=task.select(split="train").ids)
+    >>> recipe = Recipe(architecture="compact-resnet:8", epochs=1, batch_size=8)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_frozen(pretrain(task, noise, recipe=recipe, seed=0, progress=False), f"{directory}/one.safetensors")
+    ...     load_frozen(f"{directory}/one.safetensors")(task.images[:2]).shape
+    torch.Size([2, 64])
+    """
+    arrays = {name: _as_float(np.array(values), np.float32) for name, values in read_tensors(path).items()}
+    try:
+        with safe_open(path, framework="np") as file:
+            content = _FrozenCard.model_validate_json((file.metadata() or {}).get("nml_kit", ""))
+        encoder = remove_classifier(build_network(content.architecture, num_classes=2, seed=0))
+        encoder.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
+    except (OSError, SafetensorError, ValidationError, RuntimeError) as error:
+        raise DataFileError(
+            f"Expected a file that save_frozen wrote at {path}, got: {error}; save it again."
+        ) from error
+    return freeze(f"file:{Path(path).stem}", encoder, content.transform, card=content.card)
+
+
+def _as_float(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """The array in `dtype`, but for counts of batches."""
+    return values.astype(dtype) if values.dtype.kind == "f" else values

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nml_kit.errors import InvalidInputError, MissingDependencyError, unknown_name
+from nml_kit.backbones.backbone import library
+from nml_kit.errors import InvalidInputError, unknown_name
 
 COMPACT_RESNET = "compact-resnet"
 _DEFAULT_WIDTH = 32
@@ -68,8 +69,8 @@ def first_width(architecture: str, base: str = COMPACT_RESNET) -> int | None:
     """
     if architecture == base:
         return _DEFAULT_WIDTH
-    found = re.fullmatch(rf"{re.escape(base)}:([1-9][0-9]*)", architecture)
-    return int(found[1]) if found and int(found[1]) % 8 == 0 else None
+    match = re.fullmatch(rf"{re.escape(base)}:([1-9][0-9]*)", architecture)
+    return int(match[1]) if match and int(match[1]) % 8 == 0 else None
 
 
 def stage_widths(first: int) -> tuple[int, ...]:
@@ -112,10 +113,7 @@ def build_network(architecture: str, *, num_classes: int, seed: int) -> nn.Modul
 
 def torchvision_network(name: str, *, weights: str | None, num_classes: int = 1000) -> nn.Module:
     """A torchvision classification model; `weights` is a name such as "DEFAULT", or None for random ones."""
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise missing_models_extra("torchvision") from error
+    models = library("torchvision", "models").models
     known = models.list_models(module=models)
     if name not in known:
         raise unknown_name("torchvision model", name, known)
@@ -124,18 +122,10 @@ def torchvision_network(name: str, *, weights: str | None, num_classes: int = 10
 
 def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000, **options: Any) -> nn.Module:
     """A timm classification model; `name` may also be "hf-hub:OWNER/NAME" or "local-dir:PATH"."""
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_models_extra("timm") from error
+    timm = library("timm", "models")
     if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
-
-
-def missing_models_extra(package: str) -> MissingDependencyError:
-    """The error for an uninstalled model library."""
-    return MissingDependencyError(f"{package} is needed for this backbone: pip install 'nml_kit[models]'.")
 
 
 class RemovedClassifier(nn.Identity):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ FEATURES_VERSION = 1
 FEATURES_KIND = "features"
 SHARD_ROWS = 2048
 BATCH_ROWS = 256
+_COLUMNS = ("values", "ids", "labels", "domains", "splits")
 _START_OVER = "What was extracted before is kept until `nml store prune`, after which extraction starts over."
 
 
@@ -32,17 +34,16 @@ class Features:
     """
 
     task: str
-    values: NDArray[Any]
+    values: Float[np.ndarray, "n d"]
     ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
+    labels: Int[np.ndarray, " n"]
     class_names: tuple[str, ...]
     domains: NDArray[np.str_]
     splits: NDArray[np.str_]
     fingerprint: str
 
     def __post_init__(self) -> None:
-        lengths = {len(column) for column in (self.values, self.ids, self.labels, self.domains, self.splits)}
-        if len(lengths) != 1:
+        if len({len(getattr(self, name)) for name in _COLUMNS}) != 1:
             raise InvalidInputError(
                 f"Features of {self.task!r}: expected one feature row, label, domain and split per id, but got "
                 f"{len(self.values)} rows for {len(self.ids)} ids."
@@ -67,8 +68,7 @@ class Features:
 
     def take(self, rows: NDArray[Any]) -> "Features":
         """The rows of a boolean mask (N,) or of integer positions (copied into memory)."""
-        return replace(self, values=self.values[rows], ids=self.ids[rows], labels=self.labels[rows],
-                       domains=self.domains[rows], splits=self.splits[rows])  # fmt: skip
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
 
 def extract_features(
@@ -81,7 +81,7 @@ def extract_features(
 ) -> Features:
     """The frozen features (N, D) of all samples of `task`: read from the store, or extracted and stored.
 
-    They are found again by what determines them (ids, inputs, weights, transform, layer, dtype), never by a name, so
+    They are stored by what determines them (ids, inputs, weights, transform, layer, dtype), never by a name, so
     they cannot be stale. Killed at any moment and called again, extraction goes on from the last whole shard.
     Several processes that `torchrun` or `accelerate launch` started share the shards, and store the same bytes as one
     with as many threads and the same device (a GPU if there is one).
@@ -94,7 +94,6 @@ def extract_features(
     >>> features.values.shape[1], features.values.dtype
     (256, dtype('float32'))
     """
-
     processes = launched_processes()
 
     def build(work: Path) -> dict[str, Any]:
@@ -110,8 +109,8 @@ def extract_features(
     tensors = entry.tensors("features.safetensors")
     if not np.array_equal(tensors["ids"], _encoded(task.ids)):
         raise CorruptEntryError(f"{entry.path}: expected the ids of task {task.name!r}, in order, but got others.")
-    return Features(task.name, tensors["values"], task.ids, task.labels, task.class_names, task.domains, task.splits,
-                    entry.digest)  # fmt: skip
+    columns = task.ids, task.labels, task.class_names, task.domains, task.splits
+    return Features(task.name, tensors["values"], *columns, entry.digest)
 
 
 def is_extracted(
@@ -122,14 +121,14 @@ def is_extracted(
 
 
 def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
-    return {"arrow": "features", "version": FEATURES_VERSION, "inputs": task.fingerprint, "dtype": dtype,
-            "backbone": backbone.key}  # fmt: skip
+    key = {"arrow": "features", "version": FEATURES_VERSION}
+    return key | {"inputs": task.fingerprint, "dtype": dtype, "backbone": backbone.key}
 
 
-def _missing(task: Task, held: list[range], size: int) -> list[range]:
-    """The rows that no file holds, in parts of at most `size`."""
+def _missing(task: Task, kept: list[range], size: int) -> list[range]:
+    """The rows that no file has, in parts of at most `size`."""
     missing, start = [], 0
-    for rows in [*held, range(len(task), len(task))]:
+    for rows in [*kept, range(len(task), len(task))]:
         missing += [range(first, min(first + size, rows.start)) for first in range(start, rows.start, size)]
         start = max(start, rows.stop)
     return missing
@@ -139,8 +138,8 @@ def _shard(work: Path, start: int) -> Path:
     return work / f"shard-{start:09d}.safetensors"
 
 
-def _held(work: Path) -> list[range]:
-    """The rows that files hold, in order."""
+def _kept(work: Path) -> list[range]:
+    """The rows that files have, in order."""
     starts = [int(path.stem.partition("-")[2]) for path in sorted(work.glob("shard-*.safetensors"))]
     return [range(start, start + len(read_tensors(_shard(work, start))["values"])) for start in starts]
 
@@ -149,11 +148,12 @@ def _extract_shards(
     task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool, processes: Processes
 ) -> None:
     """Write the shards that are missing, one a process at a time: an error in one is known to all after that one."""
-    held: list[range] = processes.tell(_held(work))
-    missing = _missing(task, held, backbone.shard_rows or SHARD_ROWS)
-    width = read_tensors(_shard(work, held[0].start))["values"].shape[1] if held else None
-    with tqdm(total=len(held) + len(missing), initial=len(held), desc=f"features of {task.name}", unit="shard",
-              disable=not (progress and processes.leads), leave=False) as bar:  # fmt: skip
+    kept: list[range] = processes.tell(_kept(work))
+    missing = _missing(task, kept, backbone.shard_rows or SHARD_ROWS)
+    width = read_tensors(_shard(work, kept[0].start))["values"].shape[1] if kept else None
+    title, quiet = f"features of {task.name}", not (progress and processes.leads)
+    total = len(kept) + len(missing)
+    with tqdm(desc=title, total=total, initial=len(kept), unit="shard", disable=quiet, leave=False) as bar:
         for first in range(0, len(missing), processes.count):
             at_once = missing[first : first + processes.count]
             with processes.agreed():
@@ -166,8 +166,8 @@ def _extract_shards(
 
 def _merged(task: Task, work: Path) -> NDArray[np.floating]:
     """The rows of all shards, after a check that each id has one."""
-    values, found = np.zeros((0, 0)), np.zeros(len(task), dtype=int)
-    for rows in _held(work):  # one at a time: a paid service's are many
+    values, counts = np.zeros((0, 0)), np.zeros(len(task), dtype=int)
+    for rows in _kept(work):  # one at a time: a paid service's are many
         part = read_tensors(_shard(work, rows.start))["values"]
         values = values if values.size else np.zeros((len(task), part.shape[1]), part.dtype)
         if part.shape[1] != values.shape[1]:
@@ -176,13 +176,13 @@ def _merged(task: Task, work: Path) -> NDArray[np.floating]:
                 f"from {str(task.ids[rows.start])!r} on. {_START_OVER}"
             )
         values[rows.start : rows.stop] = part
-        found[rows.start : rows.stop] += 1
-    wrong = np.flatnonzero(found != 1)
+        counts[rows.start : rows.stop] += 1
+    wrong = np.flatnonzero(counts != 1)
     if len(wrong):
         raise StoreError(
             f"Features of {task.name!r}: expected one row in {work} for each of {len(task)} ids, but got "
-            f"{found[wrong[0]]} for {str(task.ids[wrong[0]])!r} ({len(wrong)} ids are wrong); all processes must share "
-            "the store. Run `nml store prune`, then again."
+            f"{counts[wrong[0]]} for {str(task.ids[wrong[0]])!r} ({len(wrong)} ids are wrong); all processes must "
+            "share the store. Run `nml store prune`, then again."
         )
     return values
 

@@ -74,9 +74,7 @@ def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[s
     >>> [fold.test_domains for fold in leave_one_domain_out("icons", ["filled", "outline"])]
     [('filled',), ('outline',)]
     """
-    names = sorted(set(domains))
-    if len(names) < 2:
-        raise InvalidInputError(f"Task {task!r}: expected at least two domains to leave one out, but got {names}.")
+    names = _two_or_more(task, domains)
     return [
         Fold(task, "OOD", tuple(name for name in names if name != left_out), (left_out,))
         for left_out in (held_out or names)
@@ -92,10 +90,15 @@ def train_on_one_domain(task: str, domains: Sequence[str], sources: Sequence[str
     >>> [fold.test_domains for fold in train_on_one_domain("domainnet", ["real", "sketch", "clipart"], ["real"])]
     [('clipart',), ('sketch',)]
     """
+    names = _two_or_more(task, domains)
+    return [Fold(task, "OOD", (source,), (other,)) for source in sources for other in names if other != source]
+
+
+def _two_or_more(task: str, domains: Sequence[str]) -> list[str]:
     names = sorted(set(domains))
     if len(names) < 2:
-        raise InvalidInputError(f"Task {task!r}: expected at least two domains, to test on another, but got {names}.")
-    return [Fold(task, "OOD", (source,), (other,)) for source in sources for other in names if other != source]
+        raise InvalidInputError(f"Task {task!r}: expected at least two domains to leave one out, but got {names}.")
+    return names
 
 
 def samples_to_train(features: Features, fold: Fold) -> Features:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from nml_kit.backbones import (
     PRETRAINED_KIND,
     Backbone,
+    ImageTower,
     ImageTransform,
     build_clip,
     class_embeddings,
     clip_loss,
-    freeze_image_tower,
+    freeze,
     open_clip_library,
     text_embeddings,
     tokenize,
@@ -183,7 +184,7 @@ def _shards_key(shards: Shards, recipe: ShardRecipe, seed: int) -> dict[str, Any
 def untrained_on_shards(recipe: ShardRecipe, *, seed: int) -> Backbone:
     """The network that `pretrain_on_shards` starts from, frozen: the baseline of what training adds."""
     clip = build_clip(recipe.architecture, seed=seed)
-    return freeze_image_tower(recipe.architecture, clip, _evaluation_transform(clip))
+    return freeze(recipe.architecture, ImageTower(clip), _evaluation_transform(clip))
 
 
 def _evaluation_transform(clip: Any) -> ImageTransform:

@@ -14,11 +14,12 @@ import torch
 
 from nml_kit import Store, inject_label_noise, load_profile, load_task, run_study
 from nml_kit.audit import practical_tasks, run_practical
-from nml_kit.backbones import Backbone, open_clip_library
+from nml_kit.backbones import Backbone
 from nml_kit.data import Task
 from nml_kit.noise import LabelNoise
 from nml_kit.pretraining import ShardRecipe, TimmRecipe, loop, pretrain, pretrain_on_shards
 from nml_kit.study import Profile
+from tests.miniatures import add_tiny_clips
 
 RANK = int(os.environ.get("RANK", "0"))
 PATTERN = "{000000..000005}.tar"
@@ -28,18 +29,6 @@ TIMM = TimmRecipe(procedure="A3", architecture="timm:test_resnet", batch_size=32
                   train_size=32, test_size=40, repeats=2, **SMALL)  # fmt: skip
 SHARDS = ShardRecipe(architecture="open_clip:nml-tiny-RN", batch_size=24, streams=6, shuffle=4, warmup_steps=2,
                      learning_rate=2e-3, **SMALL)  # fmt: skip
-TINY_RN = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-
-
-def add_tiny_model(folder: Path) -> None:
-    """Let open_clip know "nml-tiny-RN", its own ResNet with attention pooling, as RN50, but tiny."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "nml-tiny-RN.json").write_text(json.dumps(TINY_RN), encoding="utf-8")
-    open_clip_library().add_model_config(folder)
 
 
 def noisy_imagenet(data: Path) -> tuple[Task, LabelNoise]:
@@ -101,7 +90,7 @@ def kill_after(epochs: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, data, store, reports = sys.argv[1], Path(sys.argv[2]), Store(sys.argv[3]), Path(sys.argv[4])
-    add_tiny_model(data / "configs")
+    add_tiny_clips(data / "configs")
     if mode == "killed":
         kill_after(1)
     histories = [run(data, store).card["history"] for run in (supervised, contrastive)]

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests import miniatures
-from tests.pretraining import at_scale
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +19,5 @@ def data(tmp_path_factory) -> Path:
     miniatures.write_sentences(root / "glue" / "sst2", {"train": 24, "validation": 8})
     miniatures.write_sentences(root / "imdb", {"test": 10}, column="text", seed=1)
     miniatures.write_bert(root / "bert")
-    at_scale.add_tiny_model(root / "configs")
+    miniatures.add_tiny_clips(root / "configs")
     return root

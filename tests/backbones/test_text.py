@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nml_kit import Store, Task, extract_features, load_backbone
-from nml_kit.backbones.service import KEY_VARIABLE, EmbeddingApi, _seconds
+from nml_kit.backbones import EmbeddingApi
+from nml_kit.backbones.text import KEY_VARIABLE
 from nml_kit.errors import InvalidInputError, ServiceError
 
-pytest.importorskip("httpx", reason="needs nml_kit[api]")
-pytest.importorskip("tenacity", reason="needs nml_kit[api]")
+pytest.importorskip("openai", reason="needs nml_kit[api]")
 KEY = "sk-very-secret-0123456789"
 
 
@@ -42,7 +42,7 @@ class Service:
                 fault = service.faults.pop(0) if service.faults else None
                 status, extra, body = (fault or service.good)(content["input"])
                 self.send_response(status)
-                for name, value in extra.items():
+                for name, value in {"Content-Type": "application/json", **extra}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body.encode())
@@ -81,6 +81,7 @@ def rows_of(change):
 def service(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     running = Service()
     yield running
     running.server.shutdown()
@@ -95,21 +96,23 @@ def texts() -> Task:
 
 
 def api(service, **options):
-    return EmbeddingApi(
-        service.url, "small", **{"texts_per_request": 10, "first_wait": 0.01, "timeout": 0.4, **options}
-    )
+    return EmbeddingApi(service.url, "small", **{"texts_per_request": 10, "timeout": 0.4, **options})
 
 
 def extract(task, backbone, store):
     return extract_features(task, backbone, store=store, progress=False)
 
 
-def test_a_name_is_enough_and_rows_belong_to_their_texts(service, texts, tmp_path):
+def test_a_name_is_enough_and_rows_belong_to_their_texts(service, texts, tmp_path, monkeypatch):
     backbone = load_backbone(f"{service.url}#small")
     found = extract(texts, backbone, Store(tmp_path))
     np.testing.assert_array_equal(found.values, [embedding(text) for text in texts.captions.tolist()])
     assert [len(asked) for asked in service.asked] == [32, 32, 32, 4]
     assert service.headers[0]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.delenv(KEY_VARIABLE)
+    backbone(texts.captions[:1])
+    assert "Authorization" not in service.headers.pop()
+    service.asked.pop()
     assert load_backbone(api(service)).key == backbone.key
     extract(texts, load_backbone(api(service)), Store(tmp_path))
     assert len(service.asked) == 4
@@ -133,15 +136,9 @@ def test_it_waits_as_long_as_it_is_told(service, texts):
     load_backbone(api(service))(texts.captions[:3])
     assert 1.0 <= service.times[1] - service.times[0] < 2.0
     service.faults = [status(429, "daily quota", Retry_After="3600")]
-    with pytest.raises(ServiceError, match="asks to wait for 3600 seconds, status 429: daily quota"):
+    with pytest.raises(ServiceError, match="status 429: daily quota, which asks to wait for 3600 seconds"):
         load_backbone(api(service))(texts.captions[:3])
-    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert _seconds("soon") is None
-
-
-def test_requests_keep_their_rate(service, texts):
-    load_backbone(api(service, requests_per_second=10.0))(texts.captions[:40])
-    assert service.times[-1] - service.times[0] > 0.27  # three intervals of 0.1 s
+    assert len(service.asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -173,7 +170,7 @@ def test_an_error_loses_nothing_of_what_was_paid_for(service, texts, tmp_path, f
 
 def test_a_service_that_stays_down_is_given_up_and_resumed(service, texts, tmp_path):
     service.faults = [None, *[status(503, "overloaded")] * 3]
-    with pytest.raises(ServiceError, match=r"after 3 attempts, the last: status 503: overloaded.*run again"):
+    with pytest.raises(ServiceError, match=r"after up to 3 attempts, the last: status 503: overloaded.*run again"):
         extract(texts, load_backbone(api(service, attempts=3)), Store(tmp_path))
     assert len(service.asked) == 4
     extract(texts, load_backbone(api(service)), Store(tmp_path))
@@ -192,10 +189,9 @@ def test_a_model_that_changed_between_runs_is_found_at_its_first_answer(service,
     assert extract(texts, load_backbone(api(service)), Store(tmp_path)).values.shape == (100, 6)
 
 
-def test_no_one_answers_there(texts, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(ServiceError, match="after 2 attempts, the last: ConnectError"):
-        load_backbone(EmbeddingApi("http://127.0.0.1:9/v1", "m", attempts=2, first_wait=0.01))(texts.captions[:1])
+def test_no_one_answers_there(service, texts):
+    with pytest.raises(ServiceError, match="after up to 2 attempts, the last: ConnectError"):
+        load_backbone(EmbeddingApi("http://127.0.0.1:9/v1", "m", attempts=2))(texts.captions[:1])
 
 
 def test_the_key_is_kept_nowhere(service, texts, tmp_path):
