@@ -37,9 +37,9 @@ class Board(Protocol):
 class Order(NamedTuple):
     """How runs are to be executed; `progress` shows on stderr what notebooks write there."""
 
-    force: bool = False
-    timeout: float | None = None
-    progress: bool = False
+    force: bool
+    timeout: float | None
+    progress: bool
 
 
 class Pool:

@@ -304,6 +304,17 @@ def test_a_profile_needs_a_notebook_that_takes_one(tmp_path):
         run_notebook(notebook, profile="demo", run_dir=tmp_path / "run")
 
 
+def test_a_directory_with_a_notebook_of_ones_own_is_left_alone(tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb")
+    own = write_notebook(tmp_path / "thesis" / "notebook.ipynb", "x = 1")
+    (tmp_path / "thesis" / "data.parquet").touch()
+    before = own.read_bytes()
+    with pytest.raises(InvalidInputError, match=r"Expected a directory of a run, got .*thesis with a notebook\.ipynb"):
+        run_notebook(notebook, tmp_path / "thesis")
+    assert own.read_bytes() == before
+    assert (tmp_path / "thesis" / "data.parquet").exists()
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataFileError, match=r"Expected a Jupyter notebook at .*none\.ipynb"):
         run_notebook(tmp_path / "none.ipynb", run_dir=tmp_path / "run")

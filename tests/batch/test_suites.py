@@ -103,6 +103,25 @@ def test_a_grid_is_a_product_in_the_order_of_the_file(tmp_path):
     assert plan[0].resources == {"CPU": 2, "GPU": 0, "memory": "2GB"}
 
 
+def test_the_grid_of_a_suite_holds_for_each_notebook_that_has_the_parameter(tmp_path):
+    write_notebook(tmp_path / "notebooks" / "a.ipynb", parameters='objective = "x"')
+    write_notebook(tmp_path / "notebooks" / "b.ipynb", parameters="rate = 0.1")
+    path = suite_file(
+        tmp_path,
+        "name: s\nprofile: demo\ngrid: {objective: [x, y]}\nnotebooks:\n- notebook: ../a.ipynb\n"
+        "- notebook: ../b.ipynb\n- {notebook: ../a.ipynb, grid: {objective: [z]}}\n"
+        "- {notebook: ../a.ipynb, params: {objective: w}}\n",
+    )
+    chosen = [(run.name, run.params.get("objective")) for run in plan_suite(path, runs="runs")]
+    assert chosen == [
+        ("a/objective=x", "x"),
+        ("a/objective=y", "y"),
+        ("b", None),
+        ("a-2/objective=z", "z"),
+        ("a-3", "w"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
