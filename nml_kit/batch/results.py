@@ -10,11 +10,11 @@ from nml_kit.batch.status import RunStatus
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.inference import ratio_label
 from nml_kit.store import read_table
-from nml_kit.study import RESULT_COLUMNS
 
 _PARTS = ("accuracy", "low", "high", "sve", "lsvr")
 _NUMBERS = ["ratio", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
 PROGRESS_COLUMNS = ("run", "state", "seconds", "error", "result")
+_CLEAN = ["fraction", "label_noise", "metric"]  # tell which rows are accuracies on whole, clean training sets
 _ACCURACY_COLUMNS = ["profile", "objective", "protocol", "method", "task", "test_domain", "ratio", "seed", "value"]
 
 
@@ -104,7 +104,7 @@ def _accuracies_of(status: RunStatus) -> pd.DataFrame:
     if status.state not in ("done", "hit"):
         return none
     try:
-        rows = read_table(status.run_dir / "rows.parquet", list(RESULT_COLUMNS)).to_pandas()
+        rows = read_table(status.run_dir / "rows.parquet", [*_ACCURACY_COLUMNS, *_CLEAN]).to_pandas()
         rows = rows.astype({"ratio": float, "value": float, "fraction": float, "label_noise": float})
     except (DataFileError, ValueError, TypeError):  # foreign, or just being replaced
         return none
