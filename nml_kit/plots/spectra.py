@@ -1,108 +1,95 @@
-"""Figures of spectra and spectral metrics beside those of `plots`, in the same look: a table in, a Figure out."""
+"""Singular spectra and what is computed from them. Each figure's title says what it shows.
 
-import math
+A spectrum has a row per index (from 1): `share` is σ_i/Σσ, a fraction. Ratios are fractions, SVE and LSVR nats.
+"""
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from nml_kit.inference import at_ratio, ratio_label, ratios_in_order, require_columns
-from nml_kit.plots.theme import (
-    INK,
-    METHOD_MARKS,
-    as_text,
-    category_axis,
-    dodge,
-    error_bar,
-    finish,
-    method_marks,
-    ratio_band,
-    ratio_color,
-    ratio_legend,
-)
+from nml_kit.errors import InvalidInputError
+from nml_kit.inference import ratio_label, ratios_in_order, require_columns
+from nml_kit.plots.controls import add_control
+from nml_kit.plots.panels import NOISE_AXIS, NOISE_LEGEND, Look, add_series, grid, line, panels, ratio_axis, trained
+from nml_kit.plots.theme import BLUE, GREY, INK, METRIC_NAMES, PALE, Mark, as_text, finish, method_marks, ratio_marks
 
-_NOISE = "Noise in pre-training"
-_LABELS = {"sve": "SVE (nats)", "lsvr": "LSVR (nats)", "effective_rank": "effective rank", "rankme": "RankMe",
-           "stable_rank": "stable rank", "participation_ratio": "participation ratio",
-           "alpha_exponent": "α exponent"}  # fmt: skip
-_FLOOR = 1e-5  # shares below would stretch a small panel for directions that carry nothing
+Scale = Literal["linear", "log y", "log–log"]
+_SHARE, _INDEX = "σ<sub>i</sub> / Σσ (log scale)", "index i (log scale)"
+_QUANTITIES = {"share": "σ<sub>i</sub> / Σσ", "singular value": "σ<sub>i</sub>",
+               "cumulative energy": "share of Σσ² in the first i"}  # fmt: skip
+_LOG = {"type": "log", "tickformat": "~g", "nticks": 6}
+_AT_INDEX = "%{fullData.name}<br>i = %{x}: %{y:.4g}"
+_NOTHING = 1e-4  # of the largest: what lies below carries nothing, and would stretch a log axis
+_FLOOR = 1e-5  # of all: for spectra of tens of thousands of directions
 _FAMILY_DASHES = {"flat tail": "solid", "geometric decay": "dash", "equal directions": "dot"}
-_GAP = 66  # pixels between rows of panels
 
 
-def metrics_against_ratio(values: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw every metric against the noise ratio, a panel each: a thin line per seed and the mean with dots.
+def singular_spectrum(spectra: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw singular values σ_i/Σσ on a log scale and their cumulative energy, one line per noise ratio.
 
-    `values`: one row per metric, ratio (fraction) and seed: those and value. Raises InvalidInputError for missing
-    columns.
+    `spectra`: one row per ratio and index: ratio, index, share, cumulative_energy (fractions); low and high, if
+    present, are the band of share over seeds. Raises InvalidInputError for repeated rows.
     """
-    require_columns(values, ["metric", "ratio", "seed", "value"], "metrics_against_ratio")
-    values = values[values["ratio"].notna()].sort_values("ratio")
-    metrics = [str(metric) for metric in values["metric"].unique()]
-    figure, places, height = _grid(
-        metrics, [_LABELS.get(metric, as_text(metric)) for metric in metrics], panel_height=165
-    )
-    for metric, (row, column) in places.items():
-        part = values[values["metric"] == metric]
-        for seed, line in part.groupby("seed"):
-            thin = _line(line["ratio"], line["value"], "#b4bac4", f"seed {seed}", width=1)
-            figure.add_trace(thin, row, column)
-        mean = part.groupby("ratio")["value"].mean()
-        figure.add_trace(_line(mean.index, mean, METHOD_MARKS["LP"][0], "mean", mode="lines+markers"), row, column)
-    ratios = ratios_in_order(values)
-    figure.update_xaxes(tickvals=ratios, ticktext=[ratio_label(ratio) for ratio in ratios])
-    figure.update_xaxes(title_text="noise in pre-training", row=max(row for row, _ in places.values()))
-    return finish(figure, title, height=height)
+    require_columns(spectra, ["ratio", "index", "share", "cumulative_energy"], "singular_spectrum")
+    if spectra.duplicated(["ratio", "index"]).any():
+        raise InvalidInputError("Expected one row per ratio and index, got more: average the seeds first.")
+    table, marks = _by_ratio(spectra).assign(mean=spectra["share"]), ratio_marks(ratios_in_order(spectra))
+    figure, (left, right) = grid(["Singular values", "Cumulative energy"], heights=325)
+    look: Look = {"mode": "lines", "interval": "band", "hover": _AT_INDEX}
+    add_series(figure, _visible(table), "index", "mean", marks, left, **look)
+    add_series(figure, table, "index", "cumulative_energy", marks, right, **look)
+    figure.update_xaxes(title_text="index i", **left).update_xaxes(title_text=_INDEX, type="log", **right)
+    figure.update_yaxes(title_text=_SHARE, **_LOG, **left)
+    figure.update_yaxes(title_text="share of Σσ² in the first i", range=[0, 1.02], **right)
+    return finish(figure, title, height=385, legend=NOISE_LEGEND)
 
 
-def metric_by_choice(bands: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw metrics under several choices of computation, the ratios of a choice joined: a panel per metric.
+def spectra_atlas(bands: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw the spectrum of every panel (task, held-out domain) at every ratio: small multiples on one scale.
 
-    `bands`: one row per metric, choice (text) and ratio: those, mean, low, high (smallest and largest seed). Where the
-    distance between choices exceeds that between ratios, the choice matters more than the noise. Raises
-    InvalidInputError for missing columns.
+    `bands`: one row per panel (text), ratio and index: those and share.
     """
-    require_columns(bands, ["metric", "choice", "ratio", "mean", "low", "high"], "metric_by_choice")
-    metrics, choices = list(bands["metric"].unique()), list(bands["choice"].unique())
-    names = [_LABELS.get(metric, as_text(metric)) for metric in metrics]
-    figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=names)
-    for column, metric in enumerate(metrics, start=1):
-        part = bands[bands["metric"] == metric]
-        ends = part.groupby("choice", sort=False)["mean"].agg(["min", "max"])
-        for choice, end in ends.iterrows():
-            x, y = [end["min"], end["max"]], [choices.index(choice)] * 2
-            figure.add_trace(_line(x, y, "#c3c7ce", "", width=2).update(hoverinfo="skip"), 1, column)
-        for ratio in ratios_in_order(part):
-            points = at_ratio(part, ratio)
-            dots = go.Scatter(x=points["mean"], y=[choices.index(choice) for choice in points["choice"]])
-            dots.update(mode="markers", marker={"color": ratio_color(ratio), "size": 10})
-            dots.update(error_x=error_bar(points, ratio_color(ratio)), hovertemplate="%{x:.4f}<extra></extra>")
-            figure.add_trace(dots.update(ratio_legend(ratio, shown=column == 1)), 1, column)
-    category_axis(figure, [as_text(choice) for choice in choices])
-    figure.update_xaxes(nticks=6)
-    return finish(figure, title, height=100 + 34 * len(choices), legend=_NOISE)
+    require_columns(bands, ["panel", "ratio", "index", "share"], "spectra_atlas")
+    layout: Look = {"columns": 4, "heights": 130, "shared": True, "x_title": "index i", "y_title": _QUANTITIES["share"]}
+    table, marks = _by_ratio(bands), ratio_marks(ratios_in_order(bands))
+    table = table[table["share"] > _FLOOR]
+    figure, _ = panels(table, "index", "share", marks, layout, mode="lines", hover=_AT_INDEX)
+    figure.update_xaxes(type="log", dtick=1, tickformat="~s").update_yaxes(type="log", range=[-5, 0], dtick=1)
+    return finish(figure.update_yaxes(tickformat="~g"), title, height=figure.layout.height, legend=NOISE_LEGEND)
 
 
-def metric_against_size(bands: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw metrics against the number of samples they are computed on: a panel per metric, a band and line per ratio.
+def spectrum_among_known(curve: pd.DataFrame, known: pd.DataFrame, *, name: str, title: str) -> go.Figure:
+    """Draw a spectrum over those of networks whose noise is known, each stretched to its own number of directions.
 
-    `bands`: one row per metric, ratio and n: those, mean, low, high (over seeds and draws). Raises InvalidInputError
-    for missing columns.
+    `curve`: position ((i − ½)/r, from 0 to 1), height (r·σ_i/Σσ, 1 for a flat spectrum); `known`: those and ratio.
     """
-    require_columns(bands, ["metric", "ratio", "n", "mean", "low", "high"], "metric_against_size")
-    metrics = list(bands["metric"].unique())
-    names = [_LABELS.get(metric, as_text(metric)) for metric in metrics]
-    figure = make_subplots(1, len(metrics), horizontal_spacing=0.1, subplot_titles=names)
-    for column, metric in enumerate(metrics, start=1):
-        for ratio in ratios_in_order(bands):
-            part = at_ratio(bands[bands["metric"] == metric], ratio).sort_values("n")
-            figure.add_trace(ratio_band(part["n"], part["low"], part["high"], ratio), 1, column)
-            line = _line(part["n"], part["mean"], ratio_color(ratio), ratio_label(ratio), mode="lines+markers")
-            figure.add_trace(line.update(ratio_legend(ratio, shown=column == 1)), 1, column)
-    sizes = sorted(bands["n"].unique())
-    figure.update_xaxes(title_text="samples (log scale)", type="log", tickvals=sizes, ticktext=[*map(str, sizes)])
-    return finish(figure, title, height=330, legend=_NOISE)
+    require_columns(curve, ["position", "height"], "spectrum_among_known")
+    require_columns(known, ["ratio", "position", "height"], "spectrum_among_known")
+    table = pd.concat([_by_ratio(known), curve.assign(series=name)])
+    table = table[table["height"] > _NOTHING * table["height"].max()]
+    marks = ratio_marks(ratios_in_order(known)) | {name: Mark(INK, width=3)}
+    figure, hover = go.Figure(), "%{fullData.name}<br>at %{x:.1%}: %{y:.3g}"
+    add_series(figure, table, "position", "height", marks, mode="lines", hover=hover)
+    figure.update_xaxes(title_text="share of the directions (log scale)", type="log", tickformat="~%", dtick=1)
+    figure.update_yaxes(title_text="σ<sub>i</sub> over their mean (log scale)", **_LOG)
+    return finish(figure, title, height=380, legend="Noise in pre-training (our networks, icons)")
+
+
+def head_spectra(spectra: pd.DataFrame, metrics: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw the singular values of what each head's classifier reads, its SVE and LSVR in the legend.
+
+    `spectra`: method, index, share; `metrics`: method, sve, lsvr.
+    """
+    require_columns(spectra, ["method", "index", "share"], "head_spectra")
+    require_columns(metrics, ["method", "sve", "lsvr"], "head_spectra")
+    names = {row.method: f"{row.method}: SVE {row.sve:.3f}, LSVR {row.lsvr:.3f}" for row in metrics.itertuples()}
+    marks = {names[method]: mark for method, mark in method_marks(spectra["method"]).items()}
+    table, figure = spectra.assign(series=spectra["method"].map(names), mean=spectra["share"]), go.Figure()
+    add_series(figure, _visible(table), "index", "mean", marks, mode="lines", hover=_AT_INDEX)
+    figure.update_xaxes(title_text=_INDEX, type="log", dtick=1).update_yaxes(title_text=_SHARE, **_LOG)
+    return finish(figure, title, height=330, legend="Head")
 
 
 def sve_lsvr_plane(
@@ -110,105 +97,177 @@ def sve_lsvr_plane(
 ) -> go.Figure:
     """Draw whole spectra (left) and, in the plane of LSVR and SVE (right), where they lie: synthetic and measured ones.
 
-    `spectra`: family, index (from 1), share; `families`: family, lsvr, sve (nats; see `spectrum_families`), of which
-    "flat tail" and "equal directions" bound what is possible; `measured`: ratio, index, share; `points`: ratio, lsvr,
-    sve. Raises InvalidInputError for missing columns.
+    `spectra`: family, index, share; `families`: family, lsvr, sve (see `spectrum_families`), of which "flat tail" and
+    "equal directions" bound what is possible; `measured`: ratio, index, share; `points`: ratio, lsvr, sve.
     """
-    require_columns(families, ["family", "lsvr", "sve"], "sve_lsvr_plane")
-    require_columns(spectra, ["family", "index", "share"], "sve_lsvr_plane")
-    require_columns(points, ["ratio", "lsvr", "sve"], "sve_lsvr_plane")
-    require_columns(measured, ["ratio", "index", "share"], "sve_lsvr_plane")
-    panels = ["Synthetic spectra of one LSVR, and measured ones", "What SVE and LSVR allow each other"]
-    figure = make_subplots(1, 2, horizontal_spacing=0.11, subplot_titles=panels)
-    for family, curve in families.groupby("family", sort=False):
-        style = {"color": INK, "width": 2, "dash": _FAMILY_DASHES.get(str(family), "dashdot")}
-        shown = spectra[(spectra["family"] == family) & (spectra["share"] > _FLOOR)]
-        lines = [_line(shown["index"], shown["share"], INK, str(family)),
-                 _line(curve["lsvr"], curve["sve"], INK, str(family))]  # fmt: skip
-        for column, trace in enumerate(lines, start=1):
-            figure.add_trace(trace.update(line=style, legendgroup=str(family), showlegend=column == 1), 1, column)
-    for ratio in ratios_in_order(points):
-        shown = at_ratio(measured[measured["share"] > _FLOOR], ratio).sort_values("index")
-        line = _line(shown["index"], shown["share"], ratio_color(ratio), ratio_label(ratio))
-        figure.add_trace(line.update(ratio_legend(ratio, shown=False)), 1, 1)
-        part = at_ratio(points, ratio)
-        dots = _line(part["lsvr"], part["sve"], ratio_color(ratio), ratio_label(ratio), mode="markers")
-        figure.add_trace(dots.update(marker_size=9, **ratio_legend(ratio, shown=True)), 1, 2)
-    figure.update_xaxes(title_text="index i (log scale)", type="log", dtick=1, col=1)
-    figure.update_xaxes(title_text="LSVR (nats)", col=2).update_yaxes(title_text="SVE (nats)", col=2)
-    figure.update_yaxes(title_text="σ<sub>i</sub> / Σσ (log scale)", type="log", dtick=1, tickformat="~g", col=1)
+    for table, key in ((families, "family"), (points, "ratio")):
+        require_columns(table, [key, "lsvr", "sve"], "sve_lsvr_plane")
+    for table, key in ((spectra, "family"), (measured, "ratio")):
+        require_columns(table, [key, "index", "share"], "sve_lsvr_plane")
+    titles = ["Synthetic spectra of one LSVR, and measured ones", "What SVE and LSVR allow each other"]
+    figure, (left, right) = grid(titles, heights=340)
+    bounds = {str(name): Mark(INK, dash=_FAMILY_DASHES.get(str(name), "dashdot")) for name in families["family"]}
+    marks = ratio_marks(ratios_in_order(points))
+    shares = pd.concat([spectra.assign(series=spectra["family"]), _by_ratio(measured)])
+    add_series(figure, shares[shares["share"] > _FLOOR], "index", "share", bounds | marks, left, mode="lines")
+    add_series(figure, families.assign(series=families["family"]), "lsvr", "sve", bounds, right, mode="lines")
+    add_series(figure, _by_ratio(points), "lsvr", "sve", marks, right, mode="markers")
+    figure.update_xaxes(title_text=_INDEX, type="log", dtick=1, **left)
+    figure.update_xaxes(title_text="LSVR (nats)", **right).update_yaxes(title_text="SVE (nats)", **right)
+    figure.update_yaxes(title_text=_SHARE, type="log", dtick=1, tickformat="~g", **left)
     return finish(figure, title, height=400, legend="Spectra")
 
 
-def spectra_atlas(bands: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw the spectrum of every panel (task, held-out domain) at every ratio: small multiples on one scale.
+def metrics_against_ratio(values: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw every metric against the noise ratio, a panel each: a thin line per seed and the mean with dots.
 
-    `bands`: one row per panel (text), ratio and index (from 1): those and share (fraction). Raises InvalidInputError
-    for missing columns.
+    `values`: one row per metric, ratio and seed: those and value.
     """
-    require_columns(bands, ["panel", "ratio", "index", "share"], "spectra_atlas")
-    panels = [str(panel) for panel in bands["panel"].unique()]
-    figure, places, height = _grid(panels, [as_text(panel) for panel in panels], panel_height=150, shared=True)
-    for number, (panel, (row, column)) in enumerate(places.items()):
-        part = bands[(bands["panel"] == panel) & (bands["share"] > _FLOOR)]
-        for ratio in ratios_in_order(bands):
-            points = at_ratio(part, ratio).sort_values("index")
-            line = _line(points["index"], points["share"], ratio_color(ratio), ratio_label(ratio), width=1.5)
-            line.update(line_dash="dot" if math.isnan(ratio) else "solid", **ratio_legend(ratio, shown=number == 0))
-            figure.add_trace(line, row, column)
-    lowest = {column: row for row, column in places.values()}
-    for column, row in lowest.items():
-        figure.update_xaxes(title_text="index i", row=row, col=column)
-    figure.update_yaxes(title_text="σ<sub>i</sub> / Σσ", col=1)
-    figure.update_xaxes(type="log", dtick=1, tickformat="~s")
-    figure.update_yaxes(type="log", tickvals=[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1], range=[math.log10(_FLOOR), 0])
-    figure.update_yaxes(tickformat="~g")
-    return finish(figure, title, height=height, legend=_NOISE)
+    table = trained(values, ["metric", "ratio", "seed", "value"], "metrics_against_ratio")
+    table = table.assign(panel=[METRIC_NAMES.get(name, name) for name in table["metric"]])
+    means = table.groupby(["panel", "ratio"], sort=False)["value"].mean().reset_index().assign(series="mean")
+    seeds = table.assign(series=[f"seed {seed}" for seed in table["seed"]])
+    thin = {name: Mark(PALE, width=1, size=3) for name in seeds["series"].unique()}
+    layout: Look = {"columns": 4, "heights": 165, "x_title": NOISE_AXIS, "y_title": ""}
+    figure, _ = panels(pd.concat([seeds, means]), "ratio", "value", thin | {"mean": Mark(BLUE)}, layout)
+    ratio_axis(figure, ratios_in_order(table))
+    return finish(figure, title, height=figure.layout.height)
 
 
-def changes_by_variant(changes: pd.DataFrame, *, title: str, legend: str) -> go.Figure:
-    """Draw changes from clean to noisy pre-training, a panel per quantity, a row per panel name, a mark per variant.
+def metric_against_size(bands: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw metrics against the number of samples they are computed on: a panel per metric, a band and line per ratio.
 
-    `changes`: one row per quantity (text, with its unit), panel ("ID · icons") and variant: those, mean, low, high.
-    `legend` says what the variants are. Raises InvalidInputError for missing columns.
+    `bands`: one row per metric, ratio and n: those, mean, low, high (over seeds and draws).
     """
-    require_columns(changes, ["quantity", "panel", "variant", "mean", "low", "high"], "changes_by_variant")
-    quantities, panels = list(changes["quantity"].unique()), sorted(changes["panel"].unique())
-    variants = list(changes["variant"].unique())
-    marks = method_marks(variants)
-    spacing = {"shared_yaxes": True, "horizontal_spacing": 0.05}
-    figure = make_subplots(1, len(quantities), subplot_titles=[as_text(name) for name in quantities], **spacing)
-    for column, quantity in enumerate(quantities, start=1):
-        for variant in variants:
-            chosen = (changes["quantity"] == quantity) & (changes["variant"] == variant)
-            part, (color, symbol) = changes[chosen], marks[str(variant)]
-            dots = go.Scatter(x=part["mean"], y=dodge(part["panel"], panels, variant, variants), mode="markers")
-            dots.update(marker={"color": color, "symbol": symbol, "size": 9}, error_x=error_bar(part, color))
-            dots.update(name=as_text(variant), legendgroup=as_text(variant), showlegend=column == 1)
-            dots.update(text=part["panel"].map(as_text), hovertemplate="%{text}<br>%{x:+.4f}<extra></extra>")
-            figure.add_trace(dots, 1, column)
-        figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
-    category_axis(figure, [as_text(panel) for panel in panels])
-    figure.update_xaxes(nticks=6)
-    height = 110 + max(16 * len(variants), 22) * max(len(panels), 3)
-    return finish(figure, title, height=height, legend=legend if len(variants) > 1 else None)
+    require_columns(bands, ["metric", "ratio", "n", "mean", "low", "high"], "metric_against_size")
+    table = _by_ratio(bands).assign(panel=[METRIC_NAMES.get(name, name) for name in bands["metric"]])
+    layout: Look = {"heights": 270, "x_title": "samples (log scale)", "y_title": ""}
+    marks = ratio_marks(ratios_in_order(bands))
+    figure, _ = panels(table.sort_values("n"), "n", "mean", marks, layout, interval="band")
+    sizes = sorted(bands["n"].unique())
+    figure.update_xaxes(type="log", tickvals=sizes, ticktext=[*map(str, sizes)])
+    return finish(figure, title, height=330, legend=NOISE_LEGEND)
 
 
-def _grid(
-    keys: list[str], titles: list[str], *, panel_height: int, shared: bool = False
-) -> tuple[go.Figure, dict[str, tuple[int, int]], int]:
-    """A grid of up to four columns, the (row, column) of each key, and its height in pixels."""
-    columns = min(4, len(keys))
-    rows = math.ceil(len(keys) / columns)
-    inner = rows * panel_height + (rows - 1) * _GAP
-    spacing = {"horizontal_spacing": 0.04 if shared else 0.07, "vertical_spacing": _GAP / inner}
-    figure = make_subplots(rows, columns, subplot_titles=titles, shared_yaxes=shared, **spacing)
-    figure.update_annotations(font_size=13)
-    places = {key: (place // columns + 1, place % columns + 1) for place, key in enumerate(keys)}
-    return figure, places, inner + 70
+def spectrum_view(
+    bands: pd.DataFrame, between: pd.DataFrame, *, quantity: str, scale: Scale, window: Sequence[int], title: str
+) -> go.Figure:
+    """Draw a quantity of the singular values against their index (above) and its change from clean (below).
+
+    `bands` (see `quantity_bands`): ratio, index, mean, low, high, change; `between`: index, mean, change, a dashed line
+    for a ratio between measured ones; `window`: the first and the last index shown.
+    """
+    require_columns(bands, ["ratio", "index", "mean", "low", "high", "change"], "spectrum_view")
+    (first, last), dashed = window, "between"
+    table = pd.concat([_by_ratio(bands), between.assign(series=dashed)])
+    table = table[table["index"].between(first, last)].assign(panel="")
+    marks = ratio_marks(ratios_in_order(bands)) | {dashed: Mark(INK, dash="dash")}
+    figure = _value_and_change(table, marks, height=300)
+    figure.update_traces(showlegend=False, hoverinfo="skip", hovertemplate=None, selector={"name": dashed})
+    x_type, y_type = {"linear": ("linear", "linear"), "log y": ("linear", "log"), "log–log": ("log", "log")}[scale]
+    figure.update_xaxes(type=x_type, dtick=1 if x_type == "log" and last >= 20 * first else None)
+    figure.update_xaxes(title_text=_INDEX if x_type == "log" else "index i", row=2)
+    figure.update_yaxes(type=y_type, title_text=_QUANTITIES[quantity], row=1)
+    figure.update_layout(uirevision=f"{quantity}, {scale}, {first} to {last}")  # zoomed, it stays so as lines move
+    return finish(figure, title, height=480, legend=NOISE_LEGEND)
 
 
-def _line(x: object, y: object, color: str, name: str, *, width: float = 2, mode: str = "lines") -> go.Scatter:
-    line = go.Scatter(x=np.asarray(x), y=np.asarray(y), mode=mode, name=as_text(name), showlegend=False)
-    hover = f"{as_text(name)}<br>%{{x:.4g}}: %{{y:.4g}}<extra></extra>"
-    return line.update(line={"color": color, "width": width}, marker={"size": 7}, hovertemplate=hover)
+def paired_spectra(first: pd.Series, second: pd.Series, names: tuple[str, str], *, title: str) -> go.Figure:
+    """Draw two spectra (shares by index) on logarithmic axes, and below the change from the first."""
+    pair = {"first": first, "second": second}
+    tables = [pd.DataFrame({"index": part.index, "mean": part, "series": side, "change": part / first - 1})
+              for side, part in pair.items()]  # fmt: skip
+    marks = {"first": Mark(GREY, dash="dash"), "second": Mark(INK)}
+    figure = _value_and_change(pd.concat(tables).assign(panel=""), marks, height=230)
+    for trace in figure.data:
+        trace.name = as_text(names[trace.name == "second"])
+    figure.update_xaxes(type="log", dtick=1).update_xaxes(title_text=_INDEX, row=2)
+    figure.update_yaxes(type="log", title_text=_QUANTITIES["share"], row=1)
+    return finish(figure, title, height=400, legend=" ")
+
+
+def spectrum_page(bands: pd.DataFrame, points: pd.DataFrame, *, quantity: str, title: str) -> go.Figure:
+    """Draw spectra and their change from clean, a column per method, with a menu of tasks, a slider over ratios.
+
+    `bands`: panel, method, ratio, index, mean, low, high, change; `points`: panel, method, ratio, sve, lsvr, means over
+    seeds.
+    """
+    require_columns(bands, ["panel", "method", "ratio", "index", "mean", "low", "high", "change"], "spectrum_page")
+    require_columns(points, ["panel", "method", "ratio", "sve", "lsvr"], "spectrum_page")
+    marks, views = ratio_marks(ratios_in_order(bands)), {}
+    for task, part in _by_ratio(bands).groupby("panel"):
+        ends = points[(points["panel"] == task) & points["ratio"].notna()].sort_values("ratio").groupby("method")["sve"]
+        moves = {method: f"{method}: SVE {sve.iloc[0]:.2f} → {sve.iloc[-1]:.2f}" for method, sve in ends}
+        view = _value_and_change(part.assign(panel=part["method"].map(moves)), marks, height=330)
+        view.update_xaxes(type="log", dtick=1).update_xaxes(title_text=_INDEX, row=2)
+        view.update_yaxes(type="log", row=1).update_yaxes(title_text=_QUANTITIES[quantity], row=1, col=1)
+        views[as_text(task)] = finish(view, title, height=560, legend=NOISE_LEGEND)
+    figure = go.Figure(next(iter(views.values())))
+    scales = {f"{name} scale": go.Figure(figure).update_yaxes(type=name, row=1) for name in ("log", "linear")}
+    strongly = {"all": figure} | {label: _with_others_faint(figure, label) for label in marks}
+    add_control(figure, strongly, "slider")
+    add_control(figure, scales, "buttons")
+    return add_control(figure, views, "menu")
+
+
+def _with_others_faint(figure: go.Figure, name: str) -> go.Figure:
+    return go.Figure(figure).for_each_trace(
+        lambda trace: trace.update(opacity=(trace.opacity or 1) * (1 if trace.legendgroup == name else 0.12))
+    )
+
+
+def _value_and_change(table: pd.DataFrame, marks: Mapping[str, Mark], *, height: int) -> go.Figure:
+    """A column for each `panel`: above the mean with its band, below the change from clean; by index."""
+    names = list(dict.fromkeys(table["panel"]))
+    layout: Look = {"columns": len(names), "heights": [height, height // 2], "shared": True, "vertical_spacing": 0.06}
+    figure, places = grid([*names, *[""] * len(names)], shared_xaxes=True, **layout)
+    for name, above, below in zip(names, places, places[len(names) :], strict=False):
+        part = _visible(table[table["panel"] == name])
+        add_series(figure, part, "index", "mean", marks, above, mode="lines", interval="band", hover=_AT_INDEX)
+        change = {key: mark for key, mark in marks.items() if mark.symbol != "circle-open"}  # random: too far away
+        hover = "%{fullData.name}<br>i = %{x}: %{y:+.1%}"
+        add_series(figure, part, "index", "change", change, below, mode="lines", hover=hover)
+    figure.update_yaxes(tickformat="~g", nticks=6, row=1).update_yaxes(tickformat="+~%", nticks=6, row=2)
+    return figure.update_yaxes(title_text="change from clean", row=2, col=1)
+
+
+def spectral_plane(points: pd.DataFrame, between: pd.DataFrame) -> go.Figure:
+    """Draw SVE against LSVR: a small dot per seed, a large one for the mean of a ratio, the path joining the ratios.
+
+    `points`: ratio, seed, sve, lsvr; `between`: sve, lsvr of a ratio between measured ones, an open diamond.
+    """
+    require_columns(points, ["ratio", "seed", "sve", "lsvr"], "spectral_plane")
+    means = points.groupby("ratio")[["lsvr", "sve"]].mean().reset_index()
+    figure = go.Figure(line(means["lsvr"], means["sve"], "", Mark(PALE)).update(hoverinfo="skip", hovertemplate=None))
+    marks = ratio_marks(ratios_in_order(means))
+    hover = "%{fullData.name}<br>LSVR %{x:.3f}<br>SVE %{y:.3f}"
+    for table, size in ((points, 6), (means, 13)):
+        sized = {name: mark._replace(size=size) for name, mark in marks.items()}
+        add_series(figure, _by_ratio(table), "lsvr", "sve", sized, mode="markers", hover=hover)
+    diamond = line(between["lsvr"], between["sve"], "", Mark(INK, "diamond-open", size=19), mode="markers")
+    figure.add_trace(diamond.update(marker_line_width=2, hoverinfo="skip", hovertemplate=None))
+    figure.update_xaxes(title_text="LSVR (nats)", nticks=5).update_yaxes(title_text="SVE (nats)", nticks=6)
+    ends = " to ".join(ratio_label(means["ratio"].agg(end)) for end in ("min", "max"))
+    return finish(figure, f"SVE and LSVR from {ends} noise", height=480)
+
+
+def spectral_finding(means: pd.DataFrame) -> str:
+    """What SVE and LSVR do from the lowest to the highest ratio; `means`: ratio, sve, lsvr, without NaN ratios.
+
+    >>> spectral_finding(pd.DataFrame({"ratio": [0.0, 0.3], "sve": [3.0, 3.5], "lsvr": [2.0, 1.9]}))
+    'SVE 3.000 → 3.500, LSVR 2.000 → 1.900'
+    """
+    ordered = means.sort_values("ratio")
+    first, last = ordered.iloc[0], ordered.iloc[-1]
+    return ", ".join(f"{name.upper()} {first[name]:.3f} → {last[name]:.3f}" for name in ("sve", "lsvr"))
+
+
+def _by_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(series=table["ratio"].map(ratio_label))
+
+
+def _visible(table: pd.DataFrame, column: str = "mean") -> pd.DataFrame:
+    """The indices that carry anything, with bands that end above zero: on a log axis there is none."""
+    least = _NOTHING * table[column].max()
+    table = table[table[column] > least]
+    return table.assign(low=table["low"].clip(lower=least)) if "low" in table else table

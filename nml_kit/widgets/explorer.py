@@ -73,6 +73,10 @@ class Explorer(ipywidgets.VBox):
     def offer(self, choices: Mapping[str, Any]) -> None:
         """Let controls offer what goes with `choices` that are about to be made: for those that depend on others."""
 
+    def _offer(self, name: str, options: Sequence[Any]) -> None:
+        if self._controls[name].options != options:  # set anew, they would set the value back
+            self._controls[name].options = options
+
     def static(self) -> go.Figure:
         """A figure for the same question that needs no kernel."""
         raise NotImplementedError

@@ -1,11 +1,13 @@
 """The run monitor: what the runs of a suite are doing now, and what they have found so far."""
 
+import html
 from collections.abc import Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
 import ipywidgets
+import pandas as pd
 import plotly.graph_objects as go
 
 from nml_kit.batch import (
@@ -18,12 +20,13 @@ from nml_kit.batch import (
     progress_table,
     run_statuses,
 )
-from nml_kit.plots import found_lines, progress_bars, progress_html
+from nml_kit.plots import found_lines, progress_bars, state_color
 from nml_kit.study import METHODS
 from nml_kit.widgets.explorer import Card, Explorer
 
 _ALL = "all"
 _INTERVAL = 2000  # milliseconds from look to look
+_COLUMNS = ["state", "seconds", "run", "error", "result"]  # what a narrow page shows first
 _ORDERS = ("as planned", "slowest first")
 
 
@@ -60,7 +63,7 @@ class RunMonitor(Explorer):
         if self.view["order"] == "slowest first":
             table = table.sort_values("seconds", ascending=False, kind="stable")
         heading = f"{progress_in_words(table)}, at {self._looked:%H:%M:%S} UTC"
-        self.table.value = progress_html(table if state == _ALL else table[table["state"] == state], heading)
+        self.table.value = _table_html(table if state == _ALL else table[table["state"] == state], heading)
         lines = accuracy_lines(self._accuracies, self.view["method"])
         self.found.show(found_lines(lines, title=accuracy_in_words(lines, self.view["method"])))
 
@@ -76,3 +79,19 @@ class RunMonitor(Explorer):
 
     def _ticked(self, _: Any) -> None:
         self.refresh()
+
+
+def _table_html(table: pd.DataFrame, heading: str) -> str:
+    """The runs of a `progress_table` as HTML, without a column of errors if there is none; all texts are escaped."""
+    top = f'<p style="margin:4px 0;line-height:1.4"><b>{html.escape(heading)}</b></p>'
+    shown = table[[name for name in _COLUMNS if name != "error" or table["error"].any()]]
+    if shown.empty:
+        return top
+    styled = (
+        shown.style.set_uuid("runs").hide(axis="index").format(precision=1, thousands=",", na_rep="", escape="html")
+    )
+    styled = styled.map(lambda state: f"border-left:6px solid {state_color(state)}", subset=["state"])
+    cell: dict[str, Any] = {"text-align": "left", "vertical-align": "top", "padding": "2px 14px 2px 6px"}
+    cell["overflow-wrap"] = "anywhere"
+    styled = styled.set_properties(**cell).set_table_attributes('style="font-size:13px;line-height:1.4"')
+    return top + str(styled.to_html())

@@ -64,8 +64,8 @@ class TermPlayground(Explorer):
     def offer(self, choices: Mapping[str, Any]) -> None:
         """The domains are those of the task."""
         task = choices.get("task", self._controls["task"].value)
-        if task in self._domains and self._controls["held_out"].options != (_NONE, *self._domains[task]):
-            self._controls["held_out"].options = (_NONE, *self._domains[task])
+        if task in self._domains:
+            self._offer("held_out", (_NONE, *self._domains[task]))
 
     def redraw(self, changed: Set[str]) -> None:
         """Fit NMTune anew; LP and MLP are fitted once for a network and task."""

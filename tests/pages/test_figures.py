@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.pages import PLOTLY_MIME, export_html, save_figure, save_figures
 from nml_kit.pages.figures import narrowest_width
-from nml_kit.plots import finish, without_room
+from nml_kit.plots import add_control, finish
 
 BARS = go.Bar(x=[1, 2], y=["icons", "emoji"], orientation="h")
 
@@ -73,39 +73,20 @@ def test_a_page_says_the_width(tmp_path):
 
 
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium, which draws the figures")
-ROOM = {"t": 40, "b": 60}
 
 
 @pytest.fixture
 def figure() -> go.Figure:
     figure = finish(go.Figure(go.Scatter(y=[1, 3, 2])), "A finding", height=300, legend="Lines")
-    menu = {"buttons": [{"label": "MENU", "method": "restyle", "args": []}]}
-    figure.update_layout(updatemenus=[menu], meta={"room": ROOM}, height=figure.layout.height + 100)
-    return figure.update_layout(margin_t=figure.layout.margin.t + 40, margin_b=120)
-
-
-def test_without_room_title_and_legend_stay_where_they_are(figure):
-    before = figure.to_plotly_json()["layout"]
-    after = without_room(before)
-    assert after["height"] == before["height"] - 100
-    for part in ("title", "legend"):
-        from_top = [(1 - layout[part]["y"]) * layout["height"] for layout in (before, after)]
-        assert from_top[0] == pytest.approx(from_top[1])
-    assert {side: before["margin"][side] - after["margin"][side] for side in "tb"} == ROOM
-    assert without_room(after) == after
-
-
-@pytest.mark.parametrize("meta", [None, "room", {"room": {"b": "60"}}, {"room": [1]}])
-def test_layouts_of_others_are_left_alone(meta):
-    layout = {"meta": meta, "height": 300, "margin": {"b": 100}}
-    assert without_room(layout) == layout
+    view = go.Figure(figure).update_yaxes(type="log")
+    return add_control(figure, {"linear": figure, "MENU": view}, "menu")
 
 
 @needs_browser
 def test_a_png_has_the_size_of_the_figure_and_none_of_its_menus(figure, tmp_path):
     saved = save_figure(figure, tmp_path / "one.png", width=500, scale=2)
     with Image.open(saved) as image:
-        assert image.size == (1000, 2 * (figure.layout.height - 100))
+        assert image.size == (1000, 2 * figure.layout.meta["without_controls"]["height"])
         assert len(image.convert("RGB").getcolors(10**6)) > 10
     text = save_figure(figure, tmp_path / "one.svg").read_text(encoding="utf-8")
     assert "A finding" in text

@@ -1,14 +1,10 @@
 """Tables of a small study's pre-training against the cards and the zero-shot results of its networks one by one."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from nml_kit.errors import InvalidInputError
 from nml_kit.inference import accuracy_intervals
-from nml_kit.plots import pretraining as plots_pretraining
 from nml_kit.pretraining import ContrastiveRecipe
 from nml_kit.store import Store
 from nml_kit.study import (
@@ -92,30 +88,3 @@ def test_retrieval_rows_and_the_margin_above_chance(profile, home):
     recall, margin = accuracy_intervals(samples, by), accuracy_intervals(above_chance(samples), by)
     chance = samples.groupby(by, dropna=False)["chance"].mean().to_numpy()
     np.testing.assert_allclose(recall["mean"] - margin["mean"], chance, atol=1e-12)
-
-
-def test_curves_show_the_mean_over_seeds(history):
-    figure = plots_pretraining.pretraining_curves(history, title="Curves")
-    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
-    # three panels, but nothing is to memorise at ratio 0
-    assert [(line.name, line.yaxis) for line in lines] == [
-        ("0 %", "y"), ("0 %", "y2"), ("30 %", "y"), ("30 %", "y2"), ("30 %", "y3")
-    ]  # fmt: skip
-    mean = history[history["ratio"] == 0.3].groupby("epoch")["loss"].mean()
-    np.testing.assert_allclose(lines[2].y, mean)
-    with pytest.raises(InvalidInputError, match=r"pretraining_curves expected the columns .*missing: loss"):
-        plots_pretraining.pretraining_curves(history.drop(columns="loss"), title="")
-
-
-def test_results_are_drawn_with_their_chance():
-    rows = [(task, ratio, "top 1", mean, mean - 0.1, mean + 0.1, 0.25)
-            for task in ("a", "b") for ratio, mean in ((0.0, 0.6), (0.3, 0.5), (math.nan, 0.2))]  # fmt: skip
-    summary = pd.DataFrame(rows, columns=["task", "ratio", "series", "mean", "low", "high", "chance"])
-    figure = plots_pretraining.results_against_ratio(summary, title="T", y_title="share", legend="L")
-    assert figure.layout.xaxis.ticktext == ("random init", "0 %", "30 %")
-    chance, trained, random = figure.data[:3]
-    assert list(chance.y) == [0.25] * 3
-    assert (list(trained.x), list(trained.y)) == ([1, 2], [0.6, 0.5])
-    assert (list(random.x), list(random.y)) == ([0], [0.2])
-    assert len(figure.data) == 6
-    assert [trace.name for trace in figure.data if trace.showlegend] == ["top 1"]

@@ -116,7 +116,7 @@ def test_the_figure_shows_the_mean_accuracy_of_done_runs(runs):
     expected = [np.mean(wanted.loc[wanted["ratio"] == ratio, "value"]) for ratio in (0.0, 0.3)]
     assert list(line.x) == [0.0, 0.3]
     assert list(line.y) == pytest.approx(expected)
-    assert list(line.customdata) == [4, 4]
+    assert list(line.text) == ["4 results"] * 2
     assert line.name == "supervised · ID"
     assert f"{expected[0]:.3f} → {expected[1]:.3f}" in monitor.found.title.value
     mean = wanted.loc[wanted["ratio"].notna(), "value"].mean()
@@ -178,8 +178,9 @@ def test_static_has_a_bar_per_run_by_state(runs):
     assert bars == {"done": {"a": 12.5, "d": 2.0}, "failed": {"b": 40.0}, "waiting": {"c": 0.0}}
     assert figure.layout.title.text == "4 runs: 2 done, 1 failed, 1 waiting; longest: b, 40.0 s"
     planned, slowest = figure.layout.updatemenus[0].buttons
-    assert planned.args[0]["yaxis.categoryarray"] == ["d", "c", "b", "a"]  # from the bottom up
-    assert slowest.args[0] == {"yaxis.categoryorder": "total ascending"}
+    assert list(figure.layout.yaxis.categoryarray) == ["d", "c", "b", "a"]  # from the bottom up
+    assert planned.args == ({}, {"yaxis.categoryorder": "array"})
+    assert slowest.args == ({}, {"yaxis.categoryorder": "total ascending"})
 
 
 def test_texts_from_runs_are_shown_as_text(tmp_path):
