@@ -46,7 +46,7 @@ def method_comparison(summary: pd.DataFrame, *, title: str) -> go.Figure:
     marks = method_marks(table["method"])
     figure, _ = forest(table, marks, shared=False, row_height=20 * len(marks), x_title=ACCURACY)
     figure.update_yaxes(title_text=NOISE_AXIS, col=1)
-    return finish(figure, title, height=figure.layout.height, legend="Method")
+    return finish(figure, title, legend="Method")
 
 
 def method_differences(differences: pd.DataFrame, *, title: str) -> go.Figure:
@@ -60,7 +60,7 @@ def method_differences(differences: pd.DataFrame, *, title: str) -> go.Figure:
     table = differences.assign(**names, series=differences["ratio"].map(ratio_label)).sort_values("row", kind="stable")
     marks = ratio_marks(ratios_in_order(differences))
     figure, _ = forest(table, marks, columns=4, x_title=_DIFFERENCE)
-    return finish(figure, title, height=figure.layout.height, legend=NOISE_LEGEND)
+    return finish(figure, title, legend=NOISE_LEGEND)
 
 
 def variant_effects(differences: pd.DataFrame, *, title: str) -> go.Figure:
@@ -73,7 +73,7 @@ def variant_effects(differences: pd.DataFrame, *, title: str) -> go.Figure:
     table = differences.drop(columns=[*names.values()], errors="ignore").rename(columns=names).assign(null=0.0)
     figure, _ = forest(table, PROTOCOL_MARKS, columns=1, shared=False, row_height=26, x_title=_DIFFERENCE)
     figure.update_xaxes(matches="x")
-    return finish(figure, title, height=figure.layout.height, legend="Protocol")
+    return finish(figure, title, legend="Protocol")
 
 
 def changes_by_variant(changes: pd.DataFrame, *, title: str, legend: str) -> go.Figure:
@@ -86,7 +86,7 @@ def changes_by_variant(changes: pd.DataFrame, *, title: str, legend: str) -> go.
     names: Look = {"panel": changes["quantity"], "row": changes["panel"], "series": changes["variant"], "null": 0.0}
     marks = method_marks(changes["variant"])
     figure, _ = forest(changes.assign(**names).sort_values("row", kind="stable"), marks, columns=4)
-    return finish(figure, title, height=figure.layout.height, legend=legend if len(marks) > 1 else None)
+    return finish(figure, title, legend=legend if len(marks) > 1 else None)
 
 
 def metric_by_choice(bands: pd.DataFrame, *, title: str) -> go.Figure:
@@ -99,7 +99,7 @@ def metric_by_choice(bands: pd.DataFrame, *, title: str) -> go.Figure:
     names: Look = {"panel": [METRIC_NAMES.get(name, name) for name in bands["metric"]], "row": bands["choice"]}
     table = bands.assign(**names, series=bands["ratio"].map(ratio_label))
     figure, _ = forest(table, ratio_marks(ratios_in_order(bands)), columns=4, row_height=40)
-    return finish(figure, title, height=figure.layout.height, legend=NOISE_LEGEND)
+    return finish(figure, title, legend=NOISE_LEGEND)
 
 
 def method_costs(costs: pd.DataFrame, *, title: str, x_title: str) -> go.Figure:
@@ -112,7 +112,7 @@ def method_costs(costs: pd.DataFrame, *, title: str, x_title: str) -> go.Figure:
     names: Look = {"panel": costs["step"], "row": costs["task"], "series": costs["method"], "mean": costs["median"]}
     figure, _ = forest(costs.assign(**names), method_marks(costs["method"]), columns=4)
     figure.update_xaxes(title_text=f"{x_title} (log scale)", type="log", dtick="D2", tickformat="~g")
-    return finish(figure, title, height=figure.layout.height, legend="Method")
+    return finish(figure, title, legend="Method")
 
 
 def head_accuracy(scores: pd.DataFrame, *, title: str) -> go.Figure:
@@ -125,7 +125,7 @@ def head_accuracy(scores: pd.DataFrame, *, title: str) -> go.Figure:
     look: Look = {"row_height": 52, "x_title": ACCURACY, "spread": 0}
     figure, _ = forest(table, method_marks(scores["method"]), columns=4, **look)
     figure.update_traces(mode="markers+text", texttemplate="%{x:.3f}", textposition="top center", cliponaxis=False)
-    return finish(figure, title, height=figure.layout.height)
+    return finish(figure, title)
 
 
 def claim_effects(verdicts: pd.DataFrame, *, title: str) -> go.Figure:
@@ -154,7 +154,7 @@ def claim_effects(verdicts: pd.DataFrame, *, title: str) -> go.Figure:
         unit = f"difference in {METRIC_NAMES.get(part['metric'].iloc[0], ACCURACY)}"
         is_rank = "correlation" in part["contrast"].iloc[0]
         figure.update_xaxes(title_text="rank correlation" if is_rank else unit, **place)
-    return finish(figure, title, height=figure.layout.height, legend="Verdict")
+    return finish(figure, title, legend="Verdict")
 
 
 def _claim_name(claim: str, contrast: str, metric: str) -> str:

@@ -50,7 +50,7 @@ def accuracy_against_ratio(summary: pd.DataFrame, *, title: str) -> go.Figure:
         if panel in best:
             _add_random(figure, number, places[number], best[panel], part["low"].min(), part["high"].max())
     ratio_axis(figure, ratios)
-    return finish(figure, title, height=figure.layout.height, legend="Method")
+    return finish(figure, title, legend="Method")
 
 
 def _add_random(figure: go.Figure, number: int, place: Place, value: float, low: float, high: float) -> None:
@@ -73,7 +73,7 @@ def accuracy_against_share(summary: pd.DataFrame, share: str, *, title: str) -> 
     layout, apart = {"x_title": _SHARES.get(share, share)}, _APART * np.ptp(shares)
     figure, _ = panels(table, share, "mean", marks, layout, hover=INTERVAL, spread=apart)
     ratio_axis(figure, shares)
-    return finish(figure, title, height=figure.layout.height, legend=NOISE_LEGEND)
+    return finish(figure, title, legend=NOISE_LEGEND)
 
 
 def method_lines(summary: pd.DataFrame, share: str, *, title: str) -> go.Figure:
@@ -84,12 +84,12 @@ def method_lines(summary: pd.DataFrame, share: str, *, title: str) -> go.Figure:
     """
     columns = ["protocol", "ratio", "method", share, "mean", "low", "high"]
     table = trained(summary, columns, "method_lines").sort_values(["protocol", "ratio", share])
-    table = table.assign(panel=table["protocol"] + " · " + table["text"], text=table[share].map(ratio_label))
-    table = table.assign(series=table["method"])
+    table = table.assign(panel=table["protocol"] + " · " + table["text"], series=table["method"])
+    table["text"] = table[share].map(ratio_label)
     layout: Look = {"columns": table["ratio"].nunique(), "shared": True, "x_title": _SHARES.get(share, share)}
     figure, _ = panels(table, share, "mean", method_marks(table["method"]), layout, hover=INTERVAL)
     ratio_axis(figure, sorted(table[share].unique()))
-    return finish(figure, title, height=figure.layout.height, legend="Method")
+    return finish(figure, title, legend="Method")
 
 
 def pretraining_curves(history: pd.DataFrame, *, title: str) -> go.Figure:
@@ -160,7 +160,7 @@ def results_against_ratio(summary: pd.DataFrame, *, title: str, y_title: str, le
             grey = {name: Mark(GREY, f"{mark.symbol}-open")}
             add_series(figure, part[random], "place", "mean", grey, place, hover=INTERVAL)
     figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels).update_yaxes(rangemode="tozero")
-    return finish(figure, title, height=figure.layout.height, legend=legend)
+    return finish(figure, title, legend=legend)
 
 
 def metric_against_accuracy(points: pd.DataFrame, metric: str, *, title: str) -> go.Figure:

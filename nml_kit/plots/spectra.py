@@ -57,7 +57,7 @@ def spectra_atlas(bands: pd.DataFrame, *, title: str) -> go.Figure:
     table = table[table["share"] > _FLOOR]
     figure, _ = panels(table, "index", "share", marks, layout, mode="lines", hover=_AT_INDEX)
     figure.update_xaxes(type="log", dtick=1, tickformat="~s").update_yaxes(type="log", range=[-5, 0], dtick=1)
-    return finish(figure.update_yaxes(tickformat="~g"), title, height=figure.layout.height, legend=NOISE_LEGEND)
+    return finish(figure.update_yaxes(tickformat="~g"), title, legend=NOISE_LEGEND)
 
 
 def spectrum_among_known(curve: pd.DataFrame, known: pd.DataFrame, *, name: str, title: str) -> go.Figure:
@@ -131,7 +131,7 @@ def metrics_against_ratio(values: pd.DataFrame, *, title: str) -> go.Figure:
     layout: Look = {"columns": 4, "heights": 165, "x_title": NOISE_AXIS, "y_title": ""}
     figure, _ = panels(pd.concat([seeds, means]), "ratio", "value", thin | {"mean": Mark(BLUE)}, layout)
     ratio_axis(figure, ratios_in_order(table))
-    return finish(figure, title, height=figure.layout.height)
+    return finish(figure, title)
 
 
 def metric_against_size(bands: pd.DataFrame, *, title: str) -> go.Figure:

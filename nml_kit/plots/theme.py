@@ -144,11 +144,12 @@ def bullets(sentences: Iterable[str]) -> str:
     return "\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def finish(figure: go.Figure, title: str, *, height: int, legend: str | None = None) -> go.Figure:
+def finish(figure: go.Figure, title: str, *, height: int = 0, legend: str | None = None) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines and, if it has a `legend`, each name in it once.
 
-    `height` is that of the panels with their axes, in pixels; the title and the legend come on top of it.
+    `height` is that of the panels with their axes, in pixels, or that of the figure; title and legend come on top of it.
     """
+    height = height or figure.layout.height
     lines = wrap(title, 90)
     extra_lines = lines.count("<br>")
     title_height = 16 + _LINE_HEIGHT * (extra_lines + 1)
