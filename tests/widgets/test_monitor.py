@@ -38,7 +38,8 @@ def result_rows(value_of=lambda ratio, method, task, seed: 0.5, methods=("LP", "
         {
             "experiment": "e", "profile": "smoke", "recipe": "r", "noise": "uniform", "backbone": "b", "ratio": ratio,
             "objective": "supervised", "seed": seed, "task": task, "protocol": "ID", "train_domain": "all",
-            "test_domain": "all", "fraction": 1.0, "label_noise": 0.0, "method": method, "metric": metric, "n": 10, "settings_hash": "0", "version": "1",
+            "test_domain": "all", "fraction": 1.0, "label_noise": 0.0, "method": method, "metric": metric, "n": 10,
+            "settings_hash": "0", "version": "1",
             "value": value_of(ratio, method, task, seed) if metric == "accuracy" else 3.0,
         }
         for ratio in (float("nan"), 0.0, 0.3)
