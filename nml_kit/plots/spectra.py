@@ -22,6 +22,7 @@ _QUANTITIES = {"share": "σ<sub>i</sub> / Σσ", "singular value": "σ<sub>i</su
 _LOG = {"type": "log", "tickformat": "~g", "nticks": 6}
 _AT_INDEX = "%{fullData.name}<br>i = %{x}: %{y:.4g}"
 _NOTHING = 1e-4  # of the largest: what lies below carries nothing, and would stretch a log axis
+_QUOTIENT = 1e-3  # of the largest: a quotient of less says nothing
 _FLOOR = 1e-5  # of all: for spectra of tens of thousands of directions
 _FAMILY_DASHES = {"flat tail": "solid", "geometric decay": "dash", "equal directions": "dot"}
 
@@ -175,7 +176,8 @@ def spectrum_view(
 def paired_spectra(first: pd.Series, second: pd.Series, names: tuple[str, str], *, title: str) -> go.Figure:
     """Draw two spectra (shares by index) on logarithmic axes, and below the change from the first."""
     pair = {"first": first, "second": second}
-    tables = [pd.DataFrame({"index": part.index, "mean": part, "series": side, "change": part / first - 1})
+    telling = first > _QUOTIENT * first.max()
+    tables = [pd.DataFrame({"index": part.index, "mean": part, "series": side, "change": (part / first - 1)[telling]})
               for side, part in pair.items()]  # fmt: skip
     marks = {"first": Mark(GREY, dash="dash"), "second": Mark(INK)}
     figure = _value_and_change(pd.concat(tables).assign(panel=""), marks, height=230)
@@ -206,8 +208,8 @@ def spectrum_page(bands: pd.DataFrame, points: pd.DataFrame, *, quantity: str, t
     scales = {f"{name} scale": go.Figure(figure).update_yaxes(type=name, row=1) for name in ("log", "linear")}
     strongly = {"all": figure} | {label: _with_others_faint(figure, label) for label in marks}
     add_control(figure, strongly, "slider")
-    add_control(figure, scales, "buttons")
-    return add_control(figure, views, "menu")
+    add_control(figure, views, "menu")
+    return add_control(figure, scales, "buttons")
 
 
 def _with_others_faint(figure: go.Figure, name: str) -> go.Figure:

@@ -147,7 +147,7 @@ def bullets(sentences: Iterable[str]) -> str:
 def finish(figure: go.Figure, title: str, *, height: int = 0, legend: str | None = None) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines and, if it has a `legend`, each name in it once.
 
-    `height` is that of the panels with their axes, in pixels, by default the figure's own; the title and the legend come
+    `height` is that of the panels with their axes, in pixels, by default the figure's own; title and legend come
     on top of it.
     """
     height = height or figure.layout.height
