@@ -18,7 +18,7 @@ from nml_kit.errors import InvalidInputError, unknown_name
 
 CLIP_COMPACT = "clip-compact"
 OPEN_CLIP = "open_clip:"
-CLIP_PATTERNS = (CLIP_COMPACT, f"{CLIP_COMPACT}:WIDTH (a multiple of 8)")
+CLIP_PATTERNS: tuple[str, ...] = (CLIP_COMPACT, f"{CLIP_COMPACT}:WIDTH (a multiple of 8)")
 _CONFIGS = Path(__file__).parent / "open_clip_configs"
 _TEXTS_AT_ONCE = 512
 _OTHER_TEXT = {"hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs"}

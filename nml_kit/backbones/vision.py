@@ -56,7 +56,7 @@ def timm_backbone(source: str, seed: int, transform: Transform | None) -> Backbo
         return freeze_timm(source, timm_network(name, pretrained=weights != RANDOM), transform)
 
 
-def freeze_timm(source: str, network: nn.Module, transform: Transform | None) -> Backbone:
+def freeze_timm(source: str, network: Any, transform: Transform | None) -> Backbone:
     """The backbone of a timm model, with the transform of its own configuration."""
     data = library("timm", "models").data
     config = data.resolve_model_data_config(network)

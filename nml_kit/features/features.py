@@ -55,7 +55,7 @@ class Features:
 
     @cached_property
     def protocol_fingerprint(self) -> str:
-        """Hash of what an evaluation depends on: features, labels, splits and domains."""
+        """Hash of what an evaluation depends on."""
         columns = {"labels": self.labels, "splits": self.splits, "domains": self.domains}
         return fingerprint({"features": self.fingerprint, **columns})
 
@@ -125,15 +125,6 @@ def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
     return key | {"inputs": task.fingerprint, "dtype": dtype, "backbone": backbone.key}
 
 
-def _missing(task: Task, kept: list[range], size: int) -> list[range]:
-    """The rows that no file has, in parts of at most `size`."""
-    missing, start = [], 0
-    for rows in [*kept, range(len(task), len(task))]:
-        missing += [range(first, min(first + size, rows.start)) for first in range(start, rows.start, size)]
-        start = max(start, rows.stop)
-    return missing
-
-
 def _shard(work: Path, start: int) -> Path:
     return work / f"shard-{start:09d}.safetensors"
 
@@ -149,7 +140,11 @@ def _extract_shards(
 ) -> None:
     """Write the shards that are missing, one a process at a time: an error in one is known to all after that one."""
     kept: list[range] = processes.tell(_kept(work))
-    missing = _missing(task, kept, backbone.shard_rows or SHARD_ROWS)
+    missing: list[range] = []
+    size, start = backbone.shard_rows or SHARD_ROWS, 0
+    for rows in [*kept, range(len(task), len(task))]:
+        missing += [range(first, min(first + size, rows.start)) for first in range(start, rows.start, size)]
+        start = max(start, rows.stop)
     width = read_tensors(_shard(work, kept[0].start))["values"].shape[1] if kept else None
     title, quiet = f"features of {task.name}", not (progress and processes.leads)
     total = len(kept) + len(missing)

@@ -47,14 +47,9 @@ class Fold:
     @property
     def columns(self) -> dict[str, Any]:
         """What a table says about the fold: task, protocol, train_domain, test_domain, fraction, label_noise."""
-        return {
-            "task": self.task,
-            "protocol": self.protocol,
-            "train_domain": "+".join(self.train_domains or ("all",)),
-            "test_domain": "+".join(self.test_domains or ("all",)),
-            "fraction": float(self.fraction),
-            "label_noise": float(self.label_noise),
-        }
+        train, test = ("+".join(domains or ("all",)) for domains in (self.train_domains, self.test_domains))
+        domains = {"task": self.task, "protocol": self.protocol, "train_domain": train, "test_domain": test}
+        return domains | {"fraction": float(self.fraction), "label_noise": float(self.label_noise)}
 
 
 def in_domain_fold(task: str) -> Fold:
@@ -75,10 +70,8 @@ def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[s
     [('filled',), ('outline',)]
     """
     names = _two_or_more(task, domains)
-    return [
-        Fold(task, "OOD", tuple(name for name in names if name != left_out), (left_out,))
-        for left_out in (held_out or names)
-    ]
+    others = {name: tuple(other for other in names if other != name) for name in held_out or names}
+    return [Fold(task, "OOD", others[name], (name,)) for name in others]
 
 
 def train_on_one_domain(task: str, domains: Sequence[str], sources: Sequence[str]) -> list[Fold]:
@@ -119,9 +112,8 @@ def samples_to_train(features: Features, fold: Fold) -> Features:
     if fold.fraction < 1:
         train = train.take(_stratified(train.ids, train.labels, fold.fraction, fold.seed))
     if fold.label_noise > 0:
-        noise = inject_label_noise(
-            train.labels, fold.label_noise, num_classes=len(train.class_names), seed=fold.seed, ids=train.ids
-        )
+        classes, ratio = len(train.class_names), fold.label_noise
+        noise = inject_label_noise(train.labels, ratio, num_classes=classes, seed=fold.seed, ids=train.ids)
         train = replace(train, labels=noise.noisy)
     return train
 

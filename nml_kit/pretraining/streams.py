@@ -133,12 +133,6 @@ class Part(NamedTuple):
     skipped: int
 
 
-class _Pair(NamedTuple):
-    key: str
-    image: bytes
-    caption: str
-
-
 class PairStreams(IterableDataset[Part]):
     """The parts of `steps` batches that some of the streams of an epoch give.
 
@@ -178,14 +172,14 @@ class PairStreams(IterableDataset[Part]):
         place = 0
         while True:
             before = place
-            for pair in _shuffled(_pairs(own), self.recipe.shuffle, generator):
+            for key, image, caption in _shuffled(_pairs(own), self.recipe.shuffle, generator):
                 try:
-                    pixels = decode_images([pair.image], np.array([pair.key]), "shards")[0]
+                    pixels = decode_images([image], np.array([key]), "shards")[0]
                 except DataFileError as error:
                     problem = error
                     self.skipped += 1
                     continue
-                yield augmented(self.augment, (*self.words, number), pixels, place), pair.caption
+                yield augmented(self.augment, (*self.words, number), pixels, place), caption
                 place += 1
             if place == before:
                 raise DataFileError(f"{own[0]} and others: expected images, but none decodes: {problem}") from problem
@@ -202,17 +196,18 @@ def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[P
         yield Part(torch.cat(images), torch.cat(tokens), sum(skipped))
 
 
-def _pairs(paths: Sequence[Path]) -> Iterator[_Pair]:
+def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, bytes, str]]:
+    """Key, encoded image and caption of each pair."""
     for path in paths:
         with path.open("rb") as content:
             for sample in shard_samples(path):
                 content.seek(sample.offset)
-                yield _Pair(sample.key, content.read(sample.size), str(sample.caption))
+                yield sample.key, content.read(sample.size), str(sample.caption)
 
 
-def _shuffled(pairs: Iterator[_Pair], size: int, generator: np.random.Generator) -> Iterator[_Pair]:
+def _shuffled(pairs: Iterator[Any], size: int, generator: np.random.Generator) -> Iterator[Any]:
     """All pairs, each drawn from `size` that are held."""
-    held: list[_Pair] = []
+    held: list[Any] = []
     for pair in pairs:
         if len(held) < size:
             held.append(pair)

@@ -44,13 +44,12 @@ def pretrain(
     """The backbone pre-trained on noisy labels or captions of the task's train split: from the store, or trained.
 
     Label noise: supervised pre-training by a `Recipe`, or by a `TimmRecipe` of images of any size that are read when
-    their turn comes; `noise.clean` must equal the train labels (n,), in order.
-    Caption noise: contrastive pre-training on pairs of image and caption by a `ContrastiveRecipe`; `noise.clean` must
-    equal the train captions (n,). The result's `card` holds the objective, the recipe, the fingerprint of the noise
-    record and, per epoch, the loss, the accuracy on the clean test split (contrastive: zero-shot) and what is
-    memorised: the share of flipped labels that the network predicts, or of the exchanged captions, the share that is
-    nearer to the image than its own one; all are fractions. Killed at any moment and called again, it goes on from the
-    last whole epoch and gives the same weights, to the bit on a CPU.
+    their turn comes; `noise.clean` must equal the train labels (n,), in order. Caption noise: contrastive pre-training
+    by a `ContrastiveRecipe`; `noise.clean` must equal the train captions (n,).
+    The `card` holds objective, recipe, noise and, per epoch, the loss, the accuracy on the clean test split
+    (contrastive: zero-shot) and what is memorised: the share of flipped labels that the network predicts, or of the
+    exchanged captions those that are nearer to the image than its own one; all are fractions. Killed at any moment and
+    called again, it goes on from the last whole epoch and gives the same weights, to the bit on a CPU.
     Several processes that `torchrun` or `accelerate launch` started divide each batch of a supervised recipe,
     statistics of batch normalisation included, and give what one gives up to rounding; the device is a GPU if there is
     one. Contrastive pre-training runs in one process.
