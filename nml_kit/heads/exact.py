@@ -160,8 +160,8 @@ def _path(
     X: Array, codes: NDArray[np.int64], classes: Array, Cs: FloatArray, tol: float, max_iter: int
 ) -> RegularisationPath:
     """Solve for every penalty, equal ones once, each from the solution of the next smaller C."""
-    # Centred and at unit scale the same problem needs several times fewer iterations and `tol` has a meaning. A Newton
-    # path of our own (310 lines) was 0.6 to 1.4 times as slow on the shipped icons and digits, of equal accuracy.
+    # Centred and at unit scale the same problem needs fewer iterations, and `tol` has a meaning. Measured on features
+    # of the shipped digits: 20 penalties take 1.6 times as long as a Newton path of our own did, of 310 lines.
     mean = X.mean(axis=0, dtype=np.float64)
     features = X - mean.astype(X.dtype)
     scale = float(np.sqrt(np.square(features, dtype=np.float64).mean())) or 1.0

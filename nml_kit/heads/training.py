@@ -154,6 +154,9 @@ def _train_stack(trainees: Sequence[Trainee]) -> list[list[float]]:
     stack = stack_networks([trainee.network for trainee in trainees])
     like = stack.classifier.weight
     term_weights = like.new_tensor([head._term_weights() for head in heads]).T
+    gradients = [torch.zeros_like(parameter) for parameter in stack.parameters()]
+    for parameter, gradient in zip(stack.parameters(), gradients, strict=True):
+        parameter.grad = gradient
     optimizer = _optimizer(stack, [(head.learning_rate, head.weight_decay) for head in heads])
     schedule = cosine_schedule(optimizer, epochs * len(bounds))
     batches = _batches(trainees, bounds)
@@ -163,7 +166,8 @@ def _train_stack(trainees: Sequence[Trainee]) -> list[list[float]]:
         for _ in bounds:
             F, codes = next(batches)
             loss = _losses(stack, F.to(like), codes.to(like.device), recipe, term_weights)
-            stack.zero_grad(set_to_none=False)
+            for gradient in gradients:
+                gradient.zero_()
             loss.sum().backward()
             optimizer.step()
             schedule.step()
@@ -187,11 +191,8 @@ def _losses(stack: HeadNetwork, F: Tensor, codes: Tensor, recipe: Recipe | None,
 def _optimizer(stack: HeadNetwork, rates: Sequence[tuple[float, float]]) -> torch.optim.Optimizer:
     """AdamW with the (learning rate, weight decay) of each head.
 
-    Heads that differ in them are parameter groups of their own, each a slice of the stack. Gradients are written in
-    place, so that the slices see them and no memory is mapped anew.
+    Heads that differ in them are parameter groups of their own, each a slice of the stack and of its gradients.
     """
-    for parameter in stack.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     slices = [slice(head, head + 1) for head in range(len(rates))] if len(set(rates)) > 1 else [slice(None)]
     groups = [
         {"params": [_view(parameter, part) for parameter in stack.parameters()], "lr": rate, "weight_decay": decay}
