@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.heads.inputs import Mask, finite_blocks, require, validated_features
+from nml_kit.heads.inputs import BLOCK_ROWS, Mask, finite_blocks, require, validated_features
 from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
 from nml_kit.heads.training import fit_together
 
@@ -68,8 +68,12 @@ class _Head(ClassifierMixin, BaseEstimator):
         (features,) = validated_features(self, X, reset=False)
         network = copy.deepcopy(self.module_).to(self.device, torch.float64)
         place = ("features", "logits").index(output)
+        width = (features.shape[1], len(self.classes_))[place]
+        results = torch.empty(len(features), width, dtype=torch.float64)  # at once: many small parts tear the heap
         blocks = finite_blocks(features, getattr(torch, self.dtype), source=X)
-        return torch.cat([network(block.to(self.device, torch.float64))[place].cpu() for block in blocks])
+        for rows, block in zip(results.split(BLOCK_ROWS), blocks, strict=True):
+            rows.copy_(network(block.to(self.device, torch.float64))[place])
+        return results
 
     def _tuner_recipe(self) -> Recipe | None:
         return None

@@ -18,7 +18,7 @@ Mask = Bool[np.ndarray, " n"] | None
 
 _KEPT = ("float16", "float32", "float64")
 _KEPT_IN_TENSORS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 
 
 def on_host(values: Any) -> Any:
@@ -50,8 +50,8 @@ def finite_blocks(X: Float[Tensor, "n d"], dtype: torch.dtype, source: Any = Non
 
     Reading does not hold the pages of `source`, if that is the memory-map which X shows.
     """
-    for start in range(0, len(X), _BLOCK_ROWS):
-        block = X[start : start + _BLOCK_ROWS].to(dtype)
+    for start in range(0, len(X), BLOCK_ROWS):
+        block = X[start : start + BLOCK_ROWS].to(dtype)
         if not torch.stack(torch.aminmax(block)).isfinite().all():  # NaN and inf reach the minimum or the maximum
             row = start + int(block.isfinite().all(dim=1).logical_not().nonzero()[0])
             raise InvalidInputError(
