@@ -94,7 +94,7 @@ def _torchvision(known: KnownSet, root: Path, download: bool, **options: Any) ->
 def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
     """A set of torchvision whose images are files; ids are paths below `root`."""
     items: list[tuple[str, int]] = []
-    uses: list[str] = []
+    roles: list[str] = []
     classes: list[str] = []
     for split, use in known.parts.items():
         if known.source == "OxfordIIITPet":  # its class takes no loader
@@ -103,14 +103,14 @@ def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
         else:  # the loader returns the path, all that an item is here
             data = _torchvision(known, root, download, split=split, loader=os.fspath)
             items += [data[row] for row in range(len(data))]
-        uses += [use] * (len(items) - len(uses))
+        roles += [use] * (len(items) - len(roles))
         classes = classes or data.classes
     return make_task(
         known.source,
         ids=np.array([Path(file).relative_to(root).as_posix() for file, _ in items]),
         labels=np.array([label for _, label in items], dtype=np.int64),
         class_names=classes,
-        splits=np.array(uses),
+        splits=np.array(roles),
         image_data=image_files([file for file, _ in items]),
     )
 

@@ -30,9 +30,9 @@ def official_splits(names: Sequence[str]) -> dict[str, str]:
     ({'train': 'train', 'val': 'test'}, 'train')
     """
     complete = set(names) & set(_TEST_NAMES) and set(names) & set(_TRAIN_NAMES)
-    uses = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(_TEST_NAMES, "test")
-    uses |= dict.fromkeys(_VALIDATION_NAMES, "train" if complete else "test")
-    return {name: uses[name] for name in names if name in uses}
+    roles = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(_TEST_NAMES, "test")
+    roles |= dict.fromkeys(_VALIDATION_NAMES, "train" if complete else "test")
+    return {name: roles[name] for name in names if name in roles}
 
 
 def read_class_folders(root: str | Path, *, name: str | None = None, skip: Sequence[str] = ()) -> Task:
@@ -53,7 +53,7 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
     classes = sorted({name for names in folders.values() for name in names})
     ids: list[str] = []
     labels: list[int] = []
-    uses: list[str] = []
+    roles: list[str] = []
     for split, names in folders.items():
         for class_name in names:
             files = list(_images_below(root / split / class_name, root))
@@ -64,13 +64,13 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
                 )
             ids += files
             labels += [classes.index(class_name)] * len(files)
-            uses += [splits.get(split, "")] * len(files)
+            roles += [splits.get(split, "")] * len(files)
     return make_task(
         name or root.name,
         ids=np.array(ids),
         labels=np.array(labels, dtype=np.int64),
         class_names=classes,
-        splits=np.array(uses) if splits else None,
+        splits=np.array(roles) if splits else None,
         image_data=image_files([root / file for file in ids]),
     )
 

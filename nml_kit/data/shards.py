@@ -231,8 +231,8 @@ def _column(
 
 def _splits(shards: Sequence[Path]) -> list[str]:
     words_of = [[path.parent.name.lower(), *re.split(r"[^a-z]+", path.name.lower())] for path in shards]
-    uses = official_splits(sorted({word for words in words_of for word in words}))
-    return [next((uses[word] for word in reversed(words) if word in uses), "train") for words in words_of]
+    roles = official_splits(sorted({word for words in words_of for word in words}))
+    return [next((roles[word] for word in reversed(words) if word in roles), "train") for words in words_of]
 
 
 def _whole_blocks(size: int) -> int:

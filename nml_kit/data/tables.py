@@ -198,10 +198,10 @@ def read_hub(
     parts = _all_splits(source, config)
     label = _label_column(next(iter(parts.values())), label)
     parts = {split: labelled for split, rows in parts.items() if len(labelled := _labelled(rows, label))}
-    uses = dict(splits) if splits is not None else _uses(list(parts))
-    if missing := [split for split in uses or ["train or test"] if split not in parts]:
+    roles = dict(splits) if splits is not None else _roles(list(parts))
+    if missing := [split for split in roles or ["train or test"] if split not in parts]:
         raise DataFileError(f"{source}: expected labelled rows in split {missing[0]!r}, got splits {', '.join(parts)}.")
-    return _assembled(name or Path(str(source)).name, parts, uses, label, inputs, class_names)
+    return _assembled(name or Path(str(source)).name, parts, roles, label, inputs, class_names)
 
 
 def _all_splits(source: str | Path, config: str | None) -> dict[str, Any]:
@@ -235,30 +235,30 @@ def _labelled(rows: Any, label: str) -> Any:
     return rows if all(keep) else rows.select(np.flatnonzero(keep))
 
 
-def _uses(names: list[str]) -> dict[str, str]:
+def _roles(names: list[str]) -> dict[str, str]:
     if names == ["all"]:
         return {"all": ""}
     families = {name: name.partition("_")[0] for name in names}
-    uses = official_splits(sorted(set(families.values())))
-    return {name: uses[family] for name, family in families.items() if family in uses}
+    roles = official_splits(sorted(set(families.values())))
+    return {name: roles[family] for name, family in families.items() if family in roles}
 
 
 def _assembled(
     name: str,
     parts: dict[str, Any],
-    uses: dict[str, str],
+    roles: dict[str, str],
     label: str,
     inputs: Sequence[str],
     class_names: Sequence[str],
 ) -> Task:
     import datasets
 
-    chosen = [parts[split] for split in uses]
+    chosen = [parts[split] for split in roles]
     columns = list(inputs) or _input_columns(chosen[0], label)
     is_image = isinstance(chosen[0].features[columns[0]], datasets.Image)
     try:
         rows = datasets.concatenate_datasets(chosen)
-        labels, found_names = classes_of(rows[label][:])
+        labels, names = classes_of(rows[label][:])
         texts = [rows[column][:] for column in (["caption"] if is_image else columns) if column in rows.features]
         captions = as_objects([PAIR_SEPARATOR.join(pair) for pair in zip(*texts, strict=True)])
         domains = as_objects(rows["domain"][:]) if "domain" in rows.features else None
@@ -268,19 +268,19 @@ def _assembled(
     except _TABLE_ERRORS as error:
         raise DataFileError(f"{name}: expected columns of images or texts, and of labels, got {error}.") from error
     written = getattr(rows.features[label], "names", None)
-    found_names = written or found_names
-    if class_names and sorted(class_names) == sorted(found_names):  # the same in another order
-        labels = np.array([list(class_names).index(found) for found in found_names])[labels]
-    elif class_names and (len(found_names) > len(class_names) or (written and len(written) < len(class_names))):
-        raise DataFileError(f"{name}: expected the classes {', '.join(class_names)}, got {', '.join(found_names)}.")
+    names = written or names
+    if class_names and sorted(class_names) == sorted(names):  # the same in another order
+        labels = np.array([list(class_names).index(class_name) for class_name in names])[labels]
+    elif class_names and (len(names) > len(class_names) or (written and len(written) < len(class_names))):
+        raise DataFileError(f"{name}: expected the classes {', '.join(class_names)}, got {', '.join(names)}.")
     return make_task(
         name,
-        ids=np.concatenate([numbered_ids(len(parts[split]), f"{split}/") for split in uses]),
+        ids=np.concatenate([numbered_ids(len(parts[split]), f"{split}/") for split in roles]),
         labels=labels,
-        class_names=class_names or found_names,
+        class_names=class_names or names,
         captions=captions if texts else None,
         domains=domains,
-        splits=np.repeat(list(uses.values()), list(map(len, chosen))) if all(uses.values()) else None,
+        splits=np.repeat(list(roles.values()), list(map(len, chosen))) if all(roles.values()) else None,
         image_data=LazyImages(HubImages(encoded, columns[0]), np.arange(len(rows))) if is_image else None,
     )
 

@@ -73,23 +73,23 @@ def nested_prefix(texts: list[str], count: int) -> list[int]:
     odd number of samples cannot exchange two texts. It fails only where no choice of that size exists.
     """
     chosen: list[int] = []
-    uses: Counter[str] = Counter()
+    frequency: Counter[str] = Counter()
     postponed: defaultdict[str, deque[int]] = defaultdict(deque)
     upcoming = iter(range(len(texts)))
 
     def add_one(limit: int) -> bool:
-        ready = [queue[0] for text, queue in postponed.items() if queue and uses[text] < limit]
+        ready = [queue[0] for text, queue in postponed.items() if queue and frequency[text] < limit]
         if ready:
             position = postponed[texts[min(ready)]].popleft()
         else:
             for position in upcoming:
-                if uses[texts[position]] < limit:
+                if frequency[texts[position]] < limit:
                     break
                 postponed[texts[position]].append(position)
             else:
                 return False
         chosen.append(position)
-        uses[texts[position]] += 1
+        frequency[texts[position]] += 1
         return True
 
     while (size := len(chosen)) < count:
