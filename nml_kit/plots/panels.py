@@ -74,8 +74,7 @@ def panels(
 ) -> tuple[go.Figure, list[Place]]:
     """Draw the panel of each value of `panel`, in order, by the `layout` of `grid` and the `traces` of `add_series`."""
     parts = {str(name): part for name, part in table.groupby("panel", sort=False)}
-    layout = {"y_title": ACCURACY} | layout
-    figure, places = grid(list(parts), **layout)
+    figure, places = grid(list(parts), **Look(y_title=ACCURACY) | layout)
     for place, part in zip(places, parts.values(), strict=True):
         add_series(figure, part, x, y, marks, place, **traces)
     return figure, places
