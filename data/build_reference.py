@@ -34,7 +34,7 @@ from nml_kit.study import (
 
 HERE = Path(__file__).parent
 PROFILE = "small"
-STUDY = ("00_start_here", "02_noise_and_transfer")
+STUDY = ("00_start_here", "02_transfer")
 SAMPLE_ORDER = ["objective", "task", "protocol", "sample", "method", "fraction", "label_noise", "ratio", "seed"]
 PACKAGES = ("nml_kit", "numpy", "open_clip_torch", "pandas", "pyarrow", "scikit-learn", "scipy", "torch")
 

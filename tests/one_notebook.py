@@ -33,9 +33,17 @@ class NotebookRun:
         return "\n".join(o.data["text/markdown"] for o in self.outputs if "text/markdown" in o.get("data", {}))
 
     @property
+    def figures(self) -> list[dict[str, Any]]:
+        return [o.data[PLOTLY_MIME] for o in self.outputs if PLOTLY_MIME in o.get("data", {})]
+
+    @property
     def titles(self) -> list[str]:
-        figures = [o.data[PLOTLY_MIME] for o in self.outputs if PLOTLY_MIME in o.get("data", {})]
-        return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in figures]
+        return [figure["layout"]["title"]["text"].replace("<br>", " ") for figure in self.figures]
+
+    def html(self, text: str) -> str:
+        """The first table that holds a text."""
+        tables = [o.data["text/html"] for o in self.outputs if "text/html" in o.get("data", {})]
+        return next(table for table in tables if "<table" in table and text in table)
 
     def table(self, name: str = "rows") -> pd.DataFrame:
         return pd.read_parquet(self.run_dir / f"{name}.parquet")
@@ -53,6 +61,7 @@ def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", *
     """Run a notebook of the repository below `root`, with the store in `home`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(home))
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")  # a handful of small heads: processes of their own would only start
         plan = plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
         (result,) = run_suite(plan)
     assert (result.exit_code, result.error) == (0, "")

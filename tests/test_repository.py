@@ -116,7 +116,7 @@ def test_notebooks_are_stripped_and_follow_the_conventions(path):
         source = "".join(cell["source"])
         statements = source.rpartition("\nfrom nml_kit")[2] if "\nfrom nml_kit" in source else source
         assert len(statements.splitlines()) <= 15, source
-        assert not re.search(r"^\s*(def|class) |open\(", source, re.MULTILINE), source
+        assert "open(" not in source, source  # a short function or class may be the idea; files are the package's
 
 
 def test_the_examples_of_the_readme_run_as_they_are(tmp_path):

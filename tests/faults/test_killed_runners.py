@@ -27,8 +27,8 @@ SIXTY = [
     {"notebook": "00_start_here.ipynb"},
     {"notebook": "01_noise.ipynb", "stage": 1, "grid": {
         "ratio": [0.1, 0.2, 0.3, 0.4, 0.5], "kind": ["uniform", "asymmetric"], "seed": [0, 1, 2, 3]}},
-    {"notebook": "02_noise_and_transfer.ipynb", "stage": 1, "grid": {"method": METHODS}},
-    {"notebook": "03_singular_spectra.ipynb", "stage": 1, "grid": {"task": TASKS, "method": METHODS}},
+    {"notebook": "02_transfer.ipynb", "stage": 1, "grid": {"methods": [[name] for name in METHODS]}},
+    {"notebook": "03_spectra.ipynb", "stage": 1, "grid": {"task": TASKS, "method": METHODS}},
     {"notebook": "04_nmtune.ipynb", "stage": 1},
 ]  # fmt: skip
 
