@@ -21,16 +21,6 @@ from .fit import RESULT_COLUMNS as RESULT_COLUMNS
 from .fit import Fit as Fit
 from .fit import Request as Request
 from .fit import fit_requests as fit_requests
-from .legacy import COMPARED as COMPARED
-from .legacy import FULL as FULL
-from .legacy import VARIANTS as VARIANTS
-from .legacy import make_variant as make_variant
-from .legacy import minus_others as minus_others
-from .legacy import run_kinds as run_kinds
-from .legacy import run_repair_study as run_repair_study
-from .legacy import run_tuning_study as run_tuning_study
-from .legacy import variant_differences as variant_differences
-from .legacy import verdicts as verdicts
 from .methods import METHODS as METHODS
 from .methods import TUNED as TUNED
 from .methods import Methods as Methods
@@ -91,6 +81,7 @@ from .runtime import head_seconds as head_seconds
 from .runtime import image_seconds as image_seconds
 from .runtime import machine_in_words as machine_in_words
 from .runtime import runtime_subject as runtime_subject
+from .runtime import seconds_in_turn as seconds_in_turn
 from .runtime import spectrum_seconds as spectrum_seconds
 from .runtime import throughput as throughput
 from .runtime import tuning_seconds as tuning_seconds

@@ -145,8 +145,8 @@ def judged(tmp_path_factory):
     """The notebook of claims run on results of known truth, and what the package says of them."""
     root = tmp_path_factory.mktemp("claims")
     rows, samples = simulate(accuracy={("OOD", "LP"): DOWN, ("ID", "LP"): HUMP}, samples=300)
-    texts = dict.fromkeys(set(RESULT_COLUMNS) - {*rows.columns, "profile", "fraction", "label_noise"}, "x")
-    rows = rows.assign(**texts, profile="smoke", fraction=1.0, label_noise=0.0)[list(RESULT_COLUMNS)]
+    texts = dict.fromkeys(set(RESULT_COLUMNS) - set(rows), "x")
+    rows = rows.assign(**texts | {"profile": "smoke", "fraction": 1.0, "label_noise": 0.0})[list(RESULT_COLUMNS)]
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
     answers = {"label": 1, "prediction": samples["correct"].astype(int)}
