@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from nml_kit.batch import suites
+from nml_kit.batch import plan_suite
 from nml_kit.pages import notebook_parameters, read_source
 from tests.one_notebook import NOTEBOOKS
 
@@ -22,7 +22,7 @@ def code_of(names) -> str:
 
 
 def test_the_smoke_suite_runs_every_notebook_for_both_objectives():
-    plan = suites.plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs="runs")
+    plan = plan_suite(NOTEBOOKS / "suites" / "smoke.yaml", runs="runs")
     listed = {}
     for run in plan:
         listed.setdefault(Path(run.notebook).stem, []).append(run.params.get("objective"))
