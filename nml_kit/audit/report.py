@@ -1,42 +1,33 @@
-"""A report card of anyone's frozen features: their spectrum, what three tuned heads reach, and whether to bother."""
+"""The study of anyone's features: LP, MLP and NMTune, tuned alike, on tasks in and out of domain.
 
-from collections.abc import Sequence
+Of features from files or from real pre-trained models nobody knows the noise: in rows its ratio is NaN, the objective
+"unknown".
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator
+from sklearn.feature_extraction.text import HashingVectorizer
 
-from nml_kit.errors import InvalidInputError
-from nml_kit.features import Features, Fold, in_domain_fold, leave_one_domain_out, samples_to_train
+from nml_kit.backbones import load_backbone
+from nml_kit.data import Task, load_task, select_rows
+from nml_kit.errors import InvalidInputError, unknown_name
+from nml_kit.features import Features, Fold, extract_features, in_domain_fold, leave_one_domain_out, samples_to_train
 from nml_kit.heads import Recipe
-from nml_kit.inference import change_in_words, paired_differences
-from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.store import Store
-from nml_kit.study import Methods, Source, Study, StudyResults, candidates_of, fit_sources, load_profile
+from nml_kit.study import Methods, Profile, Source, Study, candidates_of, fit_sources, load_profile
 
 HEADS = ("LP", "MLP", "NMTune")
-# What the rows of features say whose pre-training nobody knows.
-UNKNOWN = {"experiment": "audit", "profile": "", "recipe": "unknown", "noise": "unknown", "objective": "unknown",
-           "ratio": float("nan")}  # fmt: skip
-CONTRASTS = (("MLP", "LP"), ("NMTune", "LP"), ("NMTune", "MLP"))
-
-
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """What was found of `features`.
-
-    `samples`: what each tuned head said of each test sample, by seed (see `sample_scores`); `selections`: a row for
-    each candidate (see `selection_rows`), by seed.
-    """
-
-    features: Features
-    samples: pd.DataFrame
-    selections: pd.DataFrame
-    settings: "AuditSettings"
+BAG_OF_WORDS = "bag-of-words"
+_WORDS, _WORD = 1024, r"[^\W_]+"  # columns of a bag of words; what a word is
+_BAG = f"hashed words, {_WORDS}"
+_UNKNOWN = {"recipe": "unknown", "noise": "unknown", "objective": "unknown", "ratio": float("nan")}
 
 
 class AuditSettings(NamedTuple):
@@ -45,6 +36,20 @@ class AuditSettings(NamedTuple):
     seeds: tuple[int, ...] = (0, 1)
     epochs: int = 10
     recipe: Recipe = "paper"
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found of `features`.
+
+    `samples`: what each tuned head said of each test sample, by seed (see `Study.samples`); `selections`: a row for
+    each candidate (see `Study.selections`), by seed.
+    """
+
+    features: Features
+    samples: pd.DataFrame
+    selections: pd.DataFrame
+    settings: AuditSettings
 
 
 def audit_features(
@@ -63,115 +68,95 @@ def audit_features(
     there is not, or if a split is missing.
     """
     settings, folds = settings or AuditSettings(), audit_folds(features, held_out)
-    sources = [Source({**UNKNOWN, "backbone": features.task, "seed": seed}, {features.task: features})
-               for seed in settings.seeds]  # fmt: skip
+    context = {"experiment": "audit", "profile": "", **_UNKNOWN, "backbone": features.task}
+    sources = [Source({**context, "seed": seed}, {features.task: features}) for seed in settings.seeds]
     study = fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
     return Audit(features, study.samples, study.selections, settings)
 
 
-def fit_heads_of(sources: Sequence[Source], folds: Sequence[Fold], settings: "AuditSettings", **options: Any) -> Study:
-    """The study of LP, MLP and NMTune on features from elsewhere; options are those of `fit_sources`."""
-    profile = load_profile("small").changed(name="", head_recipe=settings.recipe, head_epochs=settings.epochs)
-    heads = partial(candidates_of, head_methods(), profile)
-    return fit_sources(profile, sources, lambda seed: folds, heads, **options)
+class PracticalTask(NamedTuple):
+    """A task without the samples that none of its `folds` uses."""
+
+    task: Task
+    folds: tuple[Fold, ...]
 
 
-def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
-    """The in-domain fold and, with several domains, one for each that is held out (none named: each of all)."""
-    domains = np.unique(features.domains).tolist()
-    if unknown := set(held_out) - set(domains):
-        raise InvalidInputError(f"Expected held-out domains among {', '.join(domains)}, got {min(unknown)!r}.")
-    folds = [in_domain_fold(features.task)]
-    return folds + (leave_one_domain_out(features.task, domains, list(held_out) or None) if len(domains) > 1 else [])
+def practical_tasks(
+    profile: Profile,
+    id_tasks: Sequence[str],
+    ood_tasks: Mapping[str, Sequence[str]],
+    sources: Mapping[str, Sequence[str]] | None = None,
+) -> list[PracticalTask]:
+    """Tasks by name with their folds, cut to the profile's `train_per_class`.
 
+    `ood_tasks` maps a task to the domains that are held out in turn (none named: each). `sources` maps a task to the
+    domains that heads learn from: its ID fold is of these alone, its OOD fold tests on the others together. A task that
+    is not in `sources` pools its domains in the ID fold, and its OOD folds learn from all but the one held out.
+    Raises UnknownNameError for an unknown task or domain, or sources of a task that is not asked for; InvalidInputError
+    for an OOD task without a domain to test on, or with one that is trained on.
 
-def spectral_card(features: Features, *, draws: int = 20, seed: int = 0) -> pd.DataFrame:
-    """Every spectral metric of the test split, not centred: metric, value, and low and high over random halves.
-
-    The range is that of `draws` halves without replacement: it shows how much a number depends on which samples, and on
-    how many, were taken; halves of few samples have fewer directions.
+    >>> from nml_kit import load_profile
+    >>> sources = {"emoji-text": ["name"]}
+    >>> found = practical_tasks(load_profile("smoke"), ["emoji-text"], {"emoji-text": ["keywords"]}, sources)
+    >>> [(fold.protocol, fold.train_domains, fold.test_domains) for fold in found[0].folds]
+    [('ID', ('name',), ('name',)), ('OOD', ('name',), ('keywords',))]
     """
-    values = features.values[features.splits == "test"]
-    whole, generator = spectrum_metrics(singular_values(values)), np.random.default_rng(seed)
-    halves = [generator.permutation(len(values))[: max(2, len(values) // 2)] for _ in range(draws)]
-    found = pd.DataFrame([spectrum_metrics(singular_values(values[np.sort(rows)])) for rows in halves])
-    return pd.DataFrame([
-        {"metric": metric, "value": value, "low": found[metric].min(), "high": found[metric].max(), "n": len(values)}
-        for metric, value in whole.items()
-    ])  # fmt: skip
+    tasks, sources, names = [], sources or {}, list(dict.fromkeys([*id_tasks, *ood_tasks]))
+    if others := [name for name in sources if name not in names]:
+        raise unknown_name("task with sources", others[0], names)
+    for name in names:
+        task = load_task(name)
+        folds = _folds(task, tuple(sources.get(name, ())), ood_tasks.get(name))
+        folds = folds if name in id_tasks else folds[1:]
+        used = np.zeros(len(task), dtype=bool)
+        for fold in folds:
+            used |= select_rows(task.splits, task.domains, split="train", domains_wanted=fold.train_domains)
+            used |= select_rows(task.splits, task.domains, split="test", domains_wanted=fold.test_domains)
+        cut = task.take(used).limit(train_per_class=profile.downstream.train_per_class, seed=0)
+        tasks.append(PracticalTask(cut, tuple(folds)))
+    return tasks
 
 
-def stretched(shares: NDArray[np.float64]) -> pd.DataFrame:
-    """A spectrum σ_i/Σσ (r,), whatever its length: position (i − ½)/r and height r·σ_i/Σσ, 1 for a flat one.
+def run_practical(
+    profile: Profile,
+    backbones: Sequence[str],
+    tasks: Sequence[PracticalTask],
+    *,
+    epochs: int = 10,
+    store: Store | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Study:
+    """Features of every task from each backbone, then LP, MLP and NMTune tuned on validation parts (`select_head`).
 
-    >>> stretched(np.array([0.75, 0.25])).to_dict("list")
-    {'position': [0.25, 0.75], 'height': [1.5, 0.5]}
+    Backbones are names of `load_backbone`, or "bag-of-words" for texts. Seeds and recipe of heads are the profile's.
+    What the store lacks is made in `jobs` processes (None: one per core), and kept. In the rows the noise ratio is NaN
+    and the objective "unknown". Source: the paper's Tables 1 and 2.
     """
-    count = len(shares)
-    return pd.DataFrame({"position": (np.arange(count) + 0.5) / count, "height": count * np.asarray(shares)})
+    store = store or Store()
+    settings = AuditSettings(profile.seeds, epochs, profile.head_recipe)
+    context = {"experiment": "practical", "profile": profile.name, **_UNKNOWN}
+    sources = []
+    for name in dict.fromkeys(backbones):
+        is_bag = name == BAG_OF_WORDS
+        backbone = load_backbone(bag_of_words, fingerprint_of_weights=_BAG) if is_bag else load_backbone(name)
+        features = {task.name: extract_features(task, backbone, store=store, progress=progress) for task, _ in tasks}
+        sources += [Source({**context, "backbone": name, "seed": seed}, features) for seed in profile.seeds]
+    folds = [fold for _, task_folds in tasks for fold in task_folds]
+    return fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
 
 
-def tested_spectrum(features: Features) -> NDArray[np.float64]:
-    """The singular values of the test split, not centred, as shares of their sum (fractions)."""
-    values = singular_values(features.values[features.splits == "test"])
-    return values / values.sum()
+def bag_of_words(texts: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n words"]:
+    """Counts (N, 1024) of the words of texts (N,), hashed to columns with signs, each row of unit length.
 
+    A word is a run of letters and digits, in lower case; a text without any is a row of zeros.
 
-def known_spectra(results: StudyResults, *, task: str = "icons") -> pd.DataFrame:
-    """Spectra of raw features of supervised networks whose noise is known, stretched: ratio, position, height.
-
-    Means over seeds on the ID test split of `task`. Only the shape compares: other networks and data differ from ours
-    by more than noise makes ours differ.
+    >>> rows = bag_of_words(np.array(["flag: Aruba", "flag_aruba", "red apple"]))
+    >>> (rows @ rows.T).round(3)[0].tolist()
+    [1.0, 1.0, 0.0]
     """
-    spectra = results.spectra.query(
-        "objective == 'supervised' and protocol == 'ID' and task == @task and method == 'LP' and ratio == ratio"
-    )
-    means = spectra.groupby(["ratio", "index"])["share"].mean()
-    parts = [stretched(part.to_numpy(np.float64)).assign(ratio=ratio) for ratio, part in means.groupby("ratio")]
-    return pd.concat(parts, ignore_index=True)
-
-
-def head_differences(samples: pd.DataFrame, by: Sequence[str] = ("protocol",)) -> pd.DataFrame:
-    """Paired differences in accuracy between heads for each group: by…, contrast, mean, low, high (fractions)."""
-    found = []
-    for head, baseline in CONTRASTS:
-        pair = samples[samples["method"].isin([head, baseline])]
-        differences = paired_differences(pair, "method", baseline, list(by))
-        found.append(differences.assign(contrast=f"{head} − {baseline}").drop(columns="method"))
-    return pd.concat(found, ignore_index=True)
-
-
-def recommendation(differences: pd.DataFrame) -> list[str]:
-    """What to do, a sentence for each protocol of `head_differences`.
-
-    The rule, stated before any result: a head is worth its cost if its 95 % interval against LP lies above zero;
-    NMTune rather than MLP if its interval against MLP does too. Otherwise a linear probe is enough.
-
-    >>> row = {"protocol": "ID", "contrast": "NMTune − LP", "mean": 0.0, "low": -0.01, "high": 0.01}
-    >>> rows = [row, row | {"contrast": "MLP − LP"}, row | {"contrast": "NMTune − MLP"}]
-    >>> recommendation(pd.DataFrame(rows))[0].split(":")[0]
-    'ID, do not bother'
-    """
-    sentences = []
-    for protocol, part in differences.groupby("protocol"):
-        intervals = {str(row["contrast"]): (row["mean"], row["low"], row["high"]) for row in part.to_dict("records")}
-        said = {contrast: change_in_words(*interval) for contrast, interval in intervals.items()}
-        head = advised_head(differences, str(protocol))
-        if head == "LP":
-            advice = f"do not bother: with NMTune accuracy {said['NMTune − LP']} against a linear probe"
-        else:
-            gain, rest = said[f"{head} − LP"], said["NMTune − MLP"]
-            advice = f"use {head}: accuracy {gain} against a linear probe; from MLP to NMTune it {rest}"
-        sentences.append(f"{protocol}, {advice}.")
-    return sentences
-
-
-def advised_head(differences: pd.DataFrame, protocol: str = "ID") -> str:
-    """The head that the rule of `recommendation` advises for a protocol: "NMTune", "MLP" or "LP"."""
-    low = differences[differences["protocol"] == protocol].set_index("contrast")["low"]
-    if low["NMTune − LP"] > 0 and (low["NMTune − MLP"] > 0 or low["MLP − LP"] <= 0):
-        return "NMTune"
-    return "MLP" if low["MLP − LP"] > 0 else "LP"
+    words = HashingVectorizer(n_features=_WORDS, token_pattern=_WORD, dtype=np.float32)
+    return words.transform(map(str, texts)).toarray()
 
 
 def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEstimator:
@@ -185,17 +170,52 @@ def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEs
         raise InvalidInputError(
             f"Expected a head among {', '.join(HEADS)} of seeds {audit.settings.seeds}, got {method!r}, {seed}."
         )
-    profile = load_profile("small").changed(head_recipe=audit.settings.recipe, head_epochs=audit.settings.epochs)
-    head = candidates_of(head_methods(), profile, seed)[method][rows["candidate"].iloc[0]]
+    head = _candidates(audit.settings, seed)[method][rows["candidate"].iloc[0]]
     train = samples_to_train(audit.features, in_domain_fold(audit.features.task))
     return head.fit(train.values, train.labels)
 
 
-def head_methods() -> Methods:
+def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
+    """The in-domain fold and, with several domains, one for each that is held out (none named: each of all)."""
+    domains = np.unique(features.domains).tolist()
+    if unknown := set(held_out) - set(domains):
+        raise InvalidInputError(f"Expected held-out domains among {', '.join(domains)}, got {min(unknown)!r}.")
+    folds = [in_domain_fold(features.task)]
+    return folds + (leave_one_domain_out(features.task, domains, list(held_out) or None) if len(domains) > 1 else [])
+
+
+def _folds(task: Task, sources: tuple[str, ...], held_out: Sequence[str] | None) -> list[Fold]:
+    """The ID fold, then the OOD ones; `held_out` None: none of those, empty: every domain is."""
+    if not sources:
+        others = leave_one_domain_out(task.name, task.domains.tolist(), held_out) if held_out is not None else []
+        return [in_domain_fold(task.name), *others]
+    in_domain = Fold(task.name, "ID", sources, sources)
+    if held_out is None:
+        return [in_domain]
+    tested = tuple(held_out or [domain for domain in np.unique(task.domains).tolist() if domain not in sources])
+    if not tested or set(tested) & set(sources):
+        raise InvalidInputError(
+            f"Task {task.name!r}: expected domains to test on beside the sources {', '.join(sources)}, got "
+            f"{', '.join(tested) or 'none'}; name others in `ood_tasks` or `sources`."
+        )
+    return [in_domain, Fold(task.name, "OOD", sources, tested)]  # one: the heads are the same for all domains
+
+
+def fit_heads_of(sources: Sequence[Source], folds: Sequence[Fold], settings: AuditSettings, **options: Any) -> Study:
+    """The study of LP, MLP and NMTune on features from elsewhere; options are those of `fit_sources`."""
+    return fit_sources(_profile(settings), sources, lambda seed: folds, partial(_candidates, settings), **options)
+
+
+def _profile(settings: AuditSettings) -> Profile:
+    return load_profile("small").changed(head_recipe=settings.recipe, head_epochs=settings.epochs)
+
+
+def _candidates(settings: AuditSettings, seed: int) -> dict[str, dict[str, BaseEstimator]]:
     """The settings that are tried: learning rates, and NMTune's λ; few, so that an audit takes minutes."""
     rates = [1e-3, 3e-3]
-    return {
+    methods: Methods = {
         "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
         "MLP": ("MLP", {"learning_rate": rates}),
         "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.01, 0.1]}),
     }
+    return candidates_of(methods, _profile(settings), seed)

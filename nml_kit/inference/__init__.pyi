@@ -1,6 +1,3 @@
-from .best_ratio import best_ratio_table as best_ratio_table
-from .best_ratio import best_ratios as best_ratios
-from .best_ratio import chance_of_established as chance_of_established
 from .claims import CLAIMS as CLAIMS
 from .claims import VERDICT_COLUMNS as VERDICT_COLUMNS
 from .claims import VERDICTS as VERDICTS
@@ -10,9 +7,13 @@ from .claims import registry_table as registry_table
 from .claims import verdict_counts as verdict_counts
 from .claims import verdict_table as verdict_table
 from .intervals import accuracy_intervals as accuracy_intervals
+from .intervals import best_ratio_table as best_ratio_table
+from .intervals import best_ratios as best_ratios
+from .intervals import chance_of_established as chance_of_established
 from .intervals import change_in_words as change_in_words
 from .intervals import changes_in_words as changes_in_words
 from .intervals import paired_differences as paired_differences
+from .names import METHODS as METHODS
 from .names import RANDOM_INIT as RANDOM_INIT
 from .names import at_ratio as at_ratio
 from .names import panel_names as panel_names

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nml_kit.inference.cells import Block, TaskKey, blocks_of
-from nml_kit.inference.estimates import Result, results_of
-from nml_kit.inference.parts import MARGIN, SLIGHT_UP_TO
+from nml_kit.inference.contrasts import MARGIN, SLIGHT_UP_TO, Block, Result, TaskKey, blocks_of, results_of
 from nml_kit.inference.statistics import holm
 
 LEVEL, FEWEST_SEEDS = 0.05, 3
@@ -113,8 +111,7 @@ def judge_claims(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     than three seeds every verdict is that. Nothing is drawn at random. A claim without results has an inconclusive row.
     Raises InvalidInputError if a column or the clean ratio is missing, seeds or samples are unpaired or repeated.
 
-    >>> from nml_kit import claims
-    >>> claims.CLAIMS["C2"].statement
+    >>> CLAIMS["C2"].statement
     'Any noise lowers OOD linear probing, monotonically.'
     """
     blocks = blocks_of(rows, samples)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from nml_kit.errors import InvalidInputError
 
+METHODS = ("LP", "MLP", "NMTune")
 RANDOM_INIT = "random init"
 
 

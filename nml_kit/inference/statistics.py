@@ -13,12 +13,11 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 from scipy.stats import rankdata
 
-FloatArray = NDArray[np.floating]
+FloatArray = np.ndarray
 _NO_SPREAD = 1e-12  # relative: spread that is rounding
 MOST_RANKED = 8  # ratios: all 8! orders are still listed in a moment
 

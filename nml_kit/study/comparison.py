@@ -1,19 +1,23 @@
-"""Two results side by side: what they say of each task, class and sample. A result is one objective, method and ratio.
+"""Two sides compared: the answers of two results, and what training samples are and what networks are told they are.
 
-"First" and "second" are tables of the answers of the two, parts of `answers_by_result`; all shares are fractions, means
-over seeds.
+A result is one objective, method and ratio. "First" and "second" are tables of the answers of the two, parts of
+`answers_by_result`; all shares are fractions, means over seeds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix
 
-from nml_kit.errors import InvalidInputError
+from nml_kit.data import Task
+from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.inference import at_ratio, ratio_label, ratios_in_order
+from nml_kit.study.conditions import caption_noise, label_noise
+from nml_kit.study.profile import Objective, Profile
 
 
 class ResultKey(NamedTuple):
@@ -42,11 +46,11 @@ def spectra_by_result(spectra: pd.DataFrame) -> dict[tuple[ResultKey, str], pd.S
 
     It ends where the shortest of its spectra, that of the domain with fewest samples, does.
     """
-    found = {}
+    by_result = {}
     for key, panel, part in _by_result(spectra, "panel"):
         shares = part.groupby("index")["share"].agg(["mean", "size"])
-        found[key, panel] = shares.loc[shares["size"] == shares["size"].max(), "mean"]
-    return found
+        by_result[key, panel] = shares.loc[shares["size"] == shares["size"].max(), "mean"]
+    return by_result
 
 
 def spectral_means(rows: pd.DataFrame) -> dict[tuple[ResultKey, str], dict[str, float]]:
@@ -70,11 +74,7 @@ def class_changes(first: pd.DataFrame, second: pd.DataFrame, class_names: Sequen
 
 
 def changes_in_words(changes: pd.DataFrame, of: str) -> str:
-    """How many rows of a table of changes lose, the mean change, and the largest loss.
-
-    >>> changes_in_words(pd.DataFrame({"name": ["a", "b"], "change": [-0.2, 0.1]}), "tasks")
-    '1 of 2 tasks lose accuracy, mean change -0.050; most: a -0.200'
-    """
+    """How many rows of a table of changes lose, the mean change, and the largest loss."""
     lost, worst = int((changes["change"] < 0).sum()), changes.iloc[int(changes["change"].argmin())]
     words = f"{lost} of {len(changes)} {of} lose accuracy, mean change {changes['change'].mean():+.3f}"
     return f"{words}; most: {worst['name']} {worst['change']:+.3f}" if lost else words
@@ -86,7 +86,7 @@ def largest_changes(changes: pd.DataFrame, count: int) -> pd.DataFrame:
     return changes.loc[largest].sort_values(["change", "name"], ignore_index=True)
 
 
-def confusion_change(first: pd.DataFrame, second: pd.DataFrame, num_classes: int) -> NDArray[np.float64]:
+def confusion_change(first: pd.DataFrame, second: pd.DataFrame, num_classes: int) -> Float[np.ndarray, "k k"]:
     """K×K: by how much the share of a class (row) that is taken for another (column) grows from first to second."""
     shares = [
         confusion_matrix(part["label"], part["prediction"], labels=np.arange(num_classes)).astype(np.float64)
@@ -107,10 +107,9 @@ def changed_samples(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     wrong = second[~second["correct"]].groupby(["sample", "prediction"]).size().rename("times").reset_index()
     said = wrong.sort_values(["times", "prediction"], ascending=[False, True]).drop_duplicates("sample")
     table["prediction"] = said.set_index("sample")["prediction"]
-    lost = table[table["second"] < table["first"]].rename_axis("sample").reset_index()
-    lost["loss"] = lost["first"] - lost["second"]
-    lost = lost.sort_values(["loss", "sample"], ascending=[False, True], ignore_index=True).drop(columns="loss")
-    return lost.astype({"prediction": int})
+    lost = table[table["second"] < table["first"]].assign(change=lambda lost: lost["second"] - lost["first"])
+    lost = lost.rename_axis("sample").reset_index().sort_values(["change", "sample"], ignore_index=True)
+    return lost.drop(columns="change").astype({"prediction": int})
 
 
 def sample_captions(lost: pd.DataFrame, domains: Sequence[str], class_names: Sequence[str]) -> list[str]:
@@ -130,13 +129,13 @@ def changes_from(
     class_names: Sequence[str],
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """From one result to each of the `others` of its objective: changes of tasks, and of the classes of one panel."""
-    found = {}
+    changes = {}
     for key in others:
         if key.objective == first.objective and key != first:
             tasks = task_changes(answers[first], answers[key])
             before, after = (part[part["panel"] == panel] for part in (answers[first], answers[key]))
-            found[f"{result_name(first)} → {result_name(key)}"] = tasks, class_changes(before, after, class_names)
-    return found
+            changes[f"{result_name(first)} → {result_name(key)}"] = tasks, class_changes(before, after, class_names)
+    return changes
 
 
 def result_name(key: ResultKey) -> str:
@@ -161,3 +160,77 @@ def _changes(first: pd.DataFrame, second: pd.DataFrame, by: str) -> pd.DataFrame
     table = table.assign(first=_accuracy(first, by), second=_accuracy(second, by)).rename_axis("name")
     table["change"] = table["second"] - table["first"]
     return table.reset_index().sort_values(["change", "name"], ignore_index=True)
+
+
+NoiseKind = Literal["uniform", "asymmetric", "confusion"]
+_NOUNS = {"supervised": "labels", "contrastive": "captions"}
+
+
+def noisy_samples(
+    profile: Profile, task: Task, ratio: float, *, objective: Objective, kind: NoiseKind, seed: int
+) -> pd.DataFrame:
+    """What each training sample of `task` is, and what the network is told: one row per sample, in the task's order.
+
+    Columns: own, given (classes, 0..K−1), own_caption, given_caption, changed. Supervised pre-training has noisy
+    labels, of the `kind`; contrastive has exchanged captions: `given` is the class of the sample whose caption it is
+    and may equal `own`; `kind` plays no part. Raises UnknownNameError for another objective or kind.
+    """
+    for what, name, known in (("objective", objective, Objective), ("kind of noise", kind, NoiseKind)):
+        if name not in get_args(known):
+            raise unknown_name(what, str(name), get_args(known))
+    train = task.select(split="train")
+    truth = {"own": train.labels, "given": train.labels}
+    columns = truth | {"own_caption": train.captions, "given_caption": train.captions}
+    if objective == "supervised":
+        labels = label_noise(profile.model_copy(update={"noise": kind}), task, ratio, seed)
+        return pd.DataFrame(columns | {"given": labels.noisy, "changed": labels.mask})
+    texts = caption_noise(task, ratio, seed)
+    given = {"given": train.labels[texts.source], "given_caption": texts.noisy}
+    return pd.DataFrame(columns | given | {"changed": texts.mask})
+
+
+def class_counts(own: ArrayLike, given: ArrayLike, num_classes: int) -> Int[np.ndarray, "k k"]:
+    """How many samples of class i (row) were given class j (column), int64 (K, K); `own`, `given` are (N,), 0..K−1.
+
+    Raises InvalidInputError if the two differ in length or a class is out of range.
+    """
+    rows, columns = np.asarray(own, dtype=np.int64), np.asarray(given, dtype=np.int64)
+    both = np.concatenate([rows, columns])
+    if rows.shape != columns.shape or (both.size and not (both.min() >= 0 and both.max() < num_classes)):
+        raise InvalidInputError(
+            f"Expected two arrays of one length with classes in 0..{num_classes - 1}, got shapes {rows.shape} and "
+            f"{columns.shape}, classes {both.min(initial=0)}..{both.max(initial=0)}."
+        )
+    return np.bincount(rows * num_classes + columns, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def noise_finding(samples: pd.DataFrame, objective: Objective) -> str:
+    """How many of the `samples` (see `noisy_samples`) changed, and how evenly over the classes."""
+    changed = samples["changed"]
+    shares = changed.groupby(samples["own"]).mean()
+    share, least, most = (ratio_label(round(number, 3)) for number in (changed.mean(), shares.min(), shares.max()))
+    noun = _NOUNS[objective]
+    finding = f"{changed.sum():,} of {len(samples):,} {noun} changed ({share}), {least} to {most} of a class"
+    harmless = int((changed & (samples["own"] == samples["given"])).sum())
+    return finding + (f"; {harmless:,} stay within their class" if objective == "contrastive" else "")
+
+
+def described_changes(
+    samples: pd.DataFrame, class_names: Sequence[str], objective: Objective, *, own_class: int | None, most: int
+) -> tuple[Int[np.ndarray, " n"], list[str], str]:
+    """The first rows, at most `most`, of `samples` that changed, what happened to each, and a heading.
+
+    `samples` is that of `noisy_samples`; with `own_class` those of that class alone. A line reads own class → class
+    given, or own caption → caption given.
+    """
+    wanted = samples["changed"] if own_class is None else samples["changed"] & (samples["own"] == own_class)
+    rows = np.flatnonzero(wanted)[:most]
+    noun = "class" if objective == "supervised" else "caption"
+    whose = "" if own_class is None else f" of class {class_names[own_class]}"
+    heading = f"{len(rows)} of {wanted.sum():,} changed training samples{whose}, own {noun} → {noun} given:"
+    shown = samples.iloc[rows]
+    if objective == "supervised":
+        pairs = zip(shown["own"], shown["given"], strict=True)
+        return rows, [f"{class_names[own]} → {class_names[given]}" for own, given in pairs], heading
+    texts = zip(shown["own_caption"], shown["given_caption"], strict=True)
+    return rows, [f"“{own}” → “{given}”" for own, given in texts], heading

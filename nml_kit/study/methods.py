@@ -11,22 +11,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
-from sklearn.decomposition import PCA
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import ParameterGrid
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from nml_kit.errors import InvalidInputError, unknown_name
-from nml_kit.heads import TERM_WEIGHTS, ExactLinearProbe, LinearProbe, MLPTune, NMTune
+from nml_kit.heads import LinearProbe, MLPTune, NMTune
+from nml_kit.inference import METHODS
 from nml_kit.store import fingerprint
 from nml_kit.study.profile import Profile
-from nml_kit.tuning import Tuning
 
-METHODS: tuple[str, ...] = ("LP", "MLP", "NMTune")
-TUNED = ("full", "full + terms", "LoRA", "LoRA + terms")
 HeadMaker: TypeAlias = Callable[[str, Profile, int], BaseEstimator]
 Method: TypeAlias = str | BaseEstimator | tuple[str | BaseEstimator, Mapping[str, Sequence[Any]]]
 Methods: TypeAlias = Sequence[str] | Mapping[str, Method]
@@ -67,8 +59,8 @@ def candidates_of(methods: Methods, profile: Profile, seed: int, make: HeadMaker
 def expanded(name: str, head: BaseEstimator, grid: Mapping[str, Sequence[Any]], seed: int) -> Candidates:
     """A copy of the head for each point of the grid (`sklearn.model_selection.ParameterGrid`), by name.
 
-    >>> list(expanded("ridge", RidgeClassifier(), {"alpha": [0.1, 1.0]}, seed=0))
-    ['ridge alpha=0.1', 'ridge alpha=1.0']
+    >>> list(expanded("LP", LinearProbe(), {"epochs": [10, 30]}, seed=0))
+    ['LP epochs=10', 'LP epochs=30']
     """
     if isinstance(head, type) or not hasattr(head, "get_params"):
         raise InvalidInputError(
@@ -82,85 +74,6 @@ def expanded(name: str, head: BaseEstimator, grid: Mapping[str, Sequence[Any]], 
         seeds = [key for key in candidate.get_params() if key.split("__")[-1] == "random_state"]
         candidates[" ".join([name, *shown])] = candidate.set_params(**dict.fromkeys(seeds, seed))
     return candidates
-
-
-def repairs(profile: Profile) -> dict[str, Method]:
-    """Ways to use frozen features, each with a grid that was fixed before any result was seen, for `run_study`.
-
-    Trained by gradient descent: "LP", "MLP", "NMTune" (learning rates; NMTune also λ). Others: "ridge" (ridge
-    classifier), "whitened" and "truncated" (principal components of a share of the variance, with equal variance or
-    their own), "standardised" (each feature to mean 0 and variance 1), each before a logistic regression;
-    "neighbours" (k nearest by cosine), "regularised" (logistic regression alone, a path of penalties), "kernel"
-    (Nyström features of an RBF kernel on unit vectors, then a logistic regression).
-
-    >>> from nml_kit import load_profile
-    >>> list(repairs(load_profile("smoke")))[:4]
-    ['LP', 'MLP', 'NMTune', 'ridge']
-    """
-    probe, penalties, rates = ExactLinearProbe(), [0.01, 0.1, 1.0], [3e-4, 1e-3, 3e-3]
-    whitened = make_pipeline(PCA(whiten=True, svd_solver="full"), probe)
-    truncated = make_pipeline(PCA(svd_solver="full"), probe)
-    kernel = make_pipeline(Normalizer(), Nystroem(n_components=300), probe)
-    return {
-        "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
-        "MLP": ("MLP", {"learning_rate": rates}),
-        "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.001, 0.01, 0.1]}),
-        "ridge": (RidgeClassifier(), {"alpha": [0.1, 1.0, 10.0, 100.0]}),
-        "whitened": (whitened, {"pca__n_components": [0.9, 0.99], "exactlinearprobe__C": [0.001, 0.01, 0.1]}),
-        "truncated": (truncated, {"pca__n_components": [0.8, 0.9, 0.99], "exactlinearprobe__C": [0.1, 1.0]}),
-        "standardised": (make_pipeline(StandardScaler(), probe), {"exactlinearprobe__C": [0.001, *penalties]}),
-        "neighbours": (KNeighborsClassifier(metric="cosine"), {"n_neighbors": [1, 5, 15]}),
-        "regularised": (probe, {"C": [0.001, *penalties, 10.0]}),
-        "kernel": (kernel, {"nystroem__gamma": [0.5, 2.0, 8.0], "exactlinearprobe__C": [1.0, 10.0]}),
-    }
-
-
-def tuned_networks(profile: Profile) -> dict[str, Method]:
-    """Ways to tune the network itself (`TUNED`), with learning rates and, with terms, λ to choose from.
-
-    A third of the epochs of the profile's heads: a pass that trains a network costs many times one that trains a head.
-
-    >>> from nml_kit import load_profile
-    >>> tuned_networks(load_profile("smoke"))["LoRA"][1]
-    {'learning_rate': [0.001, 0.01]}
-    """
-    methods: dict[str, Method] = {}
-    for name in TUNED:
-        is_lora = name.startswith("LoRA")
-        tuning = Tuning(method="lora" if is_lora else "full", epochs=max(1, profile.head_epochs // 3))
-        grid = {"learning_rate": [1e-3, 1e-2] if is_lora else [1e-4, 1e-3]}
-        methods[name] = (tuning, grid | ({"weights": [0.01, 0.1]} if "terms" in name else {}))
-    return methods
-
-
-def ablation(profile: Profile) -> dict[str, dict[str, Method]]:
-    """Variants of NMTune by what they change: its terms, λ, depth, width or recipe. What is not named is as in NMTune.
-
-    "no term" is MLP tuning. Hidden layers of the variants in depth are 256 wide. "other recipe" is the authors' code
-    where the profile has the paper's recipe, and the other way round; "other recipe, no term" differs in the network
-    alone. Source: the ablations of the paper's appendix.
-
-    >>> from nml_kit import load_profile
-    >>> ablation(load_profile("smoke"))["terms"]["only COV"].weights
-    (0.0, 0.01, 0.0)
-    """
-    shared: dict[str, Any] = {"recipe": profile.head_recipe, "epochs": profile.head_epochs}
-    other = {**shared, "recipe": "reference" if profile.head_recipe == "paper" else "paper"}
-    weights, terms = TERM_WEIGHTS[profile.head_recipe], ("MSE", "COV", "SVD")
-
-    def weighted(*factors: float) -> NMTune:
-        return NMTune(weights=tuple(factor * weight for factor, weight in zip(factors, weights, strict=True)), **shared)
-
-    only = {f"only {name}": weighted(*(float(name == term) for term in terms)) for name in terms}
-    without = {f"without {name}": weighted(*(float(name != term) for term in terms)) for name in terms}
-    depths = {"no hidden layer": 0, "2 hidden layers": 2, "3 hidden layers": 3}
-    return {
-        "terms": {**only, **without, "no term": weighted(0.0, 0.0, 0.0)},
-        "λ": {f"λ × {factor:g}": weighted(factor, factor, factor) for factor in (0.01, 0.1, 10.0, 100.0)},
-        "depth": {name: NMTune(hidden=(256,) * depth, **shared) for name, depth in depths.items()},
-        "width": {f"width {width}": NMTune(hidden=(width,), **shared) for width in (64, 128, 512, 1024)},
-        "recipe": {"other recipe": NMTune(**other), "other recipe, no term": MLPTune(**other)},
-    }
 
 
 def head_settings(head: BaseEstimator) -> dict[str, Any]:

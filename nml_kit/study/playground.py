@@ -12,11 +12,11 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from nml_kit.errors import unknown_name
-from nml_kit.features import Features, Fold, in_domain_fold, leave_one_domain_out, samples_to_test, samples_to_train
+from nml_kit.features import Features, in_domain_fold, leave_one_domain_out, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe
 from nml_kit.inference import accuracy_intervals, change_in_words, paired_differences
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy
-from nml_kit.study.fit import fit_all, outcome
+from nml_kit.study.fit import Fit, fit_all, outcome
 
 TERMS = ("MSE", "COV", "SVD")
 TERM_SETS: dict[str, tuple[str, ...]] = {"NMTune": TERMS, **{f"only {term}": (term,) for term in TERMS}}
@@ -38,22 +38,13 @@ class Trial:
 
 
 def held_out_domains(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """The tasks of results (`StudyResults.rows`), each with the domains that were held out.
-
-    >>> rows = pd.DataFrame({"task": ["icons", "icons"], "protocol": ["ID", "OOD"], "test_domain": ["all", "outline"]})
-    >>> held_out_domains(rows)
-    {'icons': ('outline',)}
-    """
+    """The tasks of results (`StudyResults.rows`), each with the domains that were held out."""
     held_out = rows[rows["protocol"] == "OOD"].groupby("task")["test_domain"].unique()
     return {task: tuple(sorted(held_out.get(task, ()))) for task in sorted(rows["task"].unique())}
 
 
 def quick_epochs(num_samples: int) -> int:
-    """Epochs of about 300 steps at batch 64, whatever the number of samples; one at least.
-
-    >>> quick_epochs(2000), quick_epochs(10**6)
-    (9, 1)
-    """
+    """Epochs of about 300 steps at batch 64, whatever the number of samples; one at least."""
     return max(1, round(_STEPS / math.ceil(num_samples / _BATCH)))
 
 
@@ -61,9 +52,6 @@ def nmtune_head(weight: float, terms: Collection[str], *, recipe: Recipe, epochs
     """NMTune whose loss has the `terms` (some of TERMS) with the `weight` λ each, and no others.
 
     Raises UnknownNameError for another term.
-
-    >>> nmtune_head(0.1, ["COV"], recipe="paper", epochs=5).weights
-    (0.0, 0.1, 0.0)
     """
     for term in terms:
         if term not in TERMS:
@@ -92,10 +80,13 @@ def try_heads(features: Features, held_out: str, heads: Mapping[str, BaseEstimat
         clock = time.perf_counter()
         fitted = fit_all(heads, train)
         seconds = seconds or time.perf_counter() - clock
-        found = {method: outcome(head, test) for method, head in fitted.items()}
-        samples += [_scored(method, fold, test, found[method]["predictions"]) for method in heads]
-        if fold.protocol == "ID":
-            spectra = [_spectrum(method, found[method]["singular_values"]) for method in heads]
+        for method, head in fitted.items():
+            fit = Fit(fold, method, (method,), np.zeros(0), "", test, **outcome(head, test))
+            samples.append(fit.samples(seed=0))
+            values = fit.singular_values
+            if fold.protocol == "ID":
+                table = {"index": np.arange(1, len(values) + 1), "share": values / values.sum()}
+                spectra.append(pd.DataFrame({"method": method, **table}))
     return Trial(pd.concat(samples, ignore_index=True), pd.concat(spectra, ignore_index=True), seconds)
 
 
@@ -127,12 +118,7 @@ def spectrum_metrics(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def scores_in_words(scores: pd.DataFrame) -> str:
-    """The accuracies of `trial_accuracy`, NMTune's first.
-
-    >>> rows = [("ID", "LP", 0.7), ("ID", "NMTune", 0.75)]
-    >>> scores_in_words(pd.DataFrame(rows, columns=["protocol", "method", "mean"]))
-    'Accuracy ID: NMTune 0.750, LP 0.700'
-    """
+    """The accuracies of `trial_accuracy`, NMTune's first."""
     parts = []
     for protocol in scores["protocol"].unique():
         part = scores[scores["protocol"] == protocol].sort_values("method", key=lambda names: names != "NMTune")
@@ -142,12 +128,7 @@ def scores_in_words(scores: pd.DataFrame) -> str:
 
 
 def spectra_in_words(metrics: pd.DataFrame) -> str:
-    """What the terms do to SVE and LSVR (nats); `metrics` is that of `spectrum_metrics`, with MLP and NMTune.
-
-    >>> rows = [("MLP", 3.5, 2.0), ("NMTune", 3.0, 1.5)]
-    >>> spectra_in_words(pd.DataFrame(rows, columns=["method", "sve", "lsvr"]))
-    'From MLP to NMTune: SVE 3.500 → 3.000, LSVR 2.000 → 1.500'
-    """
+    """What the terms do to SVE and LSVR (nats); `metrics` is that of `spectrum_metrics`, with MLP and NMTune."""
     before, after = (metrics[metrics["method"] == method].iloc[0] for method in ("MLP", "NMTune"))
     changes = (f"{name.upper()} {before[name]:.3f} → {after[name]:.3f}" for name in ("sve", "lsvr"))
     return f"From MLP to NMTune: {', '.join(changes)}"
@@ -160,8 +141,8 @@ def differences_in_words(trial: Trial) -> str:
         part, changes = trial.samples[trial.samples["protocol"] == protocol], []
         for baseline in ("LP", "MLP"):
             pair = part[part["method"].isin([baseline, "NMTune"])]
-            found = paired_differences(pair, "method", baseline, ["protocol"]).iloc[0]
-            changes.append(f"{change_in_words(found['mean'], found['low'], found['high'])} against {baseline}")
+            row = paired_differences(pair, "method", baseline, ["protocol"]).iloc[0]
+            changes.append(f"{change_in_words(row['mean'], row['low'], row['high'])} against {baseline}")
         parts.append(f"{protocol} accuracy of NMTune {', and it '.join(changes)}")
     return "; ".join(parts)
 
@@ -180,30 +161,14 @@ def weight_grid(
     trial = joined(try_heads(features, held_out, heads), baseline_trial(features, held_out, **settings))
     accuracy = trial.samples.groupby(["protocol", "method"], sort=False)["correct"].mean().reset_index()
     metrics = spectrum_metrics(trial.spectra)
-    found = list(zip(accuracy["method"], accuracy["protocol"] + " accuracy", accuracy["correct"], strict=True))
-    found += [(method, "SVE", value) for method, value in zip(metrics["method"], metrics["sve"], strict=True)]
-    rows = [(*names.get(method, (method, math.nan)), quantity, value) for method, quantity, value in found]
+    values = list(zip(accuracy["method"], accuracy["protocol"] + " accuracy", accuracy["correct"], strict=True))
+    values += [(method, "SVE", value) for method, value in zip(metrics["method"], metrics["sve"], strict=True)]
+    rows = [(*names.get(method, (method, math.nan)), quantity, value) for method, quantity, value in values]
     return pd.DataFrame(rows, columns=["method", "weight", "quantity", "value"])
 
 
-def _scored(method: str, fold: Fold, test: Features, predictions: np.ndarray) -> pd.DataFrame:
-    columns = {"task": fold.task, "protocol": fold.protocol, "method": method, "seed": 0}
-    return pd.DataFrame({**columns, "sample": test.ids, "label": test.labels, "prediction": predictions,
-                         "correct": predictions == test.labels})  # fmt: skip
-
-
-def _spectrum(method: str, values: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"method": method, "index": np.arange(1, len(values) + 1), "share": values / values.sum()})
-
-
 def grid_finding(grid: pd.DataFrame) -> str:
-    """How far λ moves SVE (nats) and ID accuracy (fraction) with all terms; `grid` is that of `weight_grid`.
-
-    >>> rows = [("NMTune", 0.01, "SVE", 3.0), ("NMTune", 1.0, "SVE", 2.5), ("NMTune", 0.01, "ID accuracy", 0.7),
-    ...         ("NMTune", 1.0, "ID accuracy", 0.72)]
-    >>> grid_finding(pd.DataFrame(rows, columns=["method", "weight", "quantity", "value"]))
-    'From λ = 0.01 to 1, with all terms: SVE 3.000 → 2.500, ID accuracy 0.700 → 0.720'
-    """
+    """How far λ moves SVE (nats) and ID accuracy (fraction) with all terms; `grid` is that of `weight_grid`."""
     of = grid[grid["method"] == "NMTune"].pivot(index="weight", columns="quantity", values="value").sort_index()
     changes = (f"{name} {of[name].iloc[0]:.3f} → {of[name].iloc[-1]:.3f}" for name in ("SVE", "ID accuracy"))
     return f"From λ = {of.index[0]:g} to {of.index[-1]:g}, with all terms: {', '.join(changes)}"

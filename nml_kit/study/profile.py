@@ -3,15 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.pretraining import ContrastiveRecipe, Recipe, ShardRecipe, TimmRecipe
@@ -35,12 +27,6 @@ class PretrainingData(BaseModel):
     train_per_class: int | None = Field(None, ge=1)
     shards: str | None = None
 
-    @model_serializer(mode="wrap")
-    def _as_before_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `shards` out where there are none: runs and results from before are still found."""
-        content = handler(self)
-        return {name: value for name, value in content.items() if name != "shards" or value is not None}
-
 
 class DownstreamData(BaseModel):
     """The downstream tasks; `ood` maps a task to the domains that are held out in turn (None: every one).
@@ -54,12 +40,6 @@ class DownstreamData(BaseModel):
     ood: dict[str, tuple[str, ...] | None] = {}
     ood_from: dict[str, tuple[str, ...]] = {}
     train_per_class: int | None = Field(None, ge=1)
-
-    @model_serializer(mode="wrap")
-    def _as_before_ood_from(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `ood_from` out where it is empty, as `PretrainingData` does with `shards`."""
-        content = handler(self)
-        return {name: value for name, value in content.items() if name != "ood_from" or value}
 
     @property
     def ood_tasks(self) -> tuple[str, ...]:

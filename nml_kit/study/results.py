@@ -25,7 +25,7 @@ from nml_kit.study.conditions import Origin, downstream_tasks, is_origin_stored,
 from nml_kit.study.fit import RESULT_COLUMNS
 from nml_kit.study.profile import Objective, load_profile
 from nml_kit.study.run import noise_name, recipe_hash
-from nml_kit.study.spectra_tables import Panel, panels_by_name
+from nml_kit.study.spectra import Panel, panels_by_name
 
 _STUDY = ("profile", "recipe", "noise", "backbone", "objective", "ratio", "seed", "task", "protocol", "train_domain",
           "method", "fraction", "label_noise")  # fmt: skip

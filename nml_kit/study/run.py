@@ -106,8 +106,8 @@ def run_study(
     of task, ratio and seed that returns a LabelNoise) replace the profile's. So do `tasks`: names have the protocols
     that the profile gives them (ID if it gives none); a Task is tested ID and, with several domains, OOD with each held
     out in turn. `methods` are names, or a mapping of names to scikit-learn classifiers, `Tuning` or names that `make`
-    knows: alone, or as (it, grid), of which the best on a validation part of the train samples is taken.
-    Every `random_state` is set to the seed of the network. The random baseline is not tuned.
+    knows: alone, or as (it, grid), of which the best on a validation part is taken. Every `random_state` is set to the
+    seed of the network. The random baseline is not tuned.
 
     Heads are trained with each of the `fractions` of the downstream train samples and each ratio of `label_noise` in
     their labels, drawn from that seed too. Networks, then heads, run in `jobs` processes (None: one per core) of one
@@ -118,26 +118,31 @@ def run_study(
     >>> study.rows["ratio"].unique().tolist()
     [nan, 0.0, 0.3]
     """
-    pretraining_recipe(profile, objective)
-    profile, kind = _with_noise(profile, objective, noise)
-    values = {"ratios": ratios, "seeds": seeds}
-    profile = profile.changed(
-        **{name: np.asarray(value).tolist() for name, value in values.items() if value is not None}
-    )
+    profile = _with_noise(profile, objective, noise)
+    asked = {"ratios": ratios, "seeds": seeds}
+    profile = profile.changed(**{name: np.asarray(v).tolist() for name, v in asked.items() if v is not None})
     profile, by_name = _with_tasks(profile, tasks)
     candidates = partial(candidates_of, methods, profile, make=make)
     folds = partial(study_folds, profile, by_name, fractions=fractions, label_noise=label_noise)
     for seed in profile.seeds:  # mistakes are told before anything slow
         candidates(seed)
         list(folds(seed=seed))
-    made = networks_and_features(
-        profile, study_origins(profile, objective), by_name, noise=noise if callable(noise) else None,
-        store=store or Store(), jobs=jobs, progress=progress,
-    )  # fmt: skip
-    context = {"experiment": "study", "profile": profile.name, "recipe": recipe_hash(profile, objective), "noise": kind}
-    sources = [Source({**context, "backbone": backbone.name, **origin._asdict()}, features, backbone, by_name)
-               for origin, backbone, features in made]  # fmt: skip
-    return fit_sources(profile, sources, folds, candidates, store=store, jobs=jobs, progress=progress)
+    options: dict[str, Any] = {"store": store or Store(), "jobs": jobs, "progress": progress}
+    sources = _sources(profile, objective, by_name, noise, **options)
+    return fit_sources(profile, sources, folds, candidates, **options)
+
+
+def _sources(
+    profile: Profile, objective: Objective, tasks: dict[str, Task], noise: str | NoiseMaker | None, **options: Any
+) -> list[Source]:
+    """The features of every network of the profile."""
+    make, name = (
+        (noise, getattr(noise, "__name__", "own")) if callable(noise) else (None, noise_name(profile, objective))
+    )
+    context = {"experiment": "study", "profile": profile.name, "recipe": recipe_hash(profile, objective), "noise": name}
+    made = networks_and_features(profile, study_origins(profile, objective), tasks, noise=make, **options)
+    return [Source({**context, "backbone": backbone.name, **origin._asdict()}, features, backbone, tasks)
+            for origin, backbone, features in made]  # fmt: skip
 
 
 def fit_sources(
@@ -191,16 +196,14 @@ def summary_table(study: Study) -> pd.DataFrame:
     return parts[0].join(parts[1]).reset_index()
 
 
-def _with_noise(profile: Profile, objective: Objective, noise: str | NoiseMaker | None) -> tuple[Profile, str]:
-    """The profile with the noise asked for, and what result rows call it."""
+def _with_noise(profile: Profile, objective: Objective, noise: str | NoiseMaker | None) -> Profile:
+    """The profile with the kind of noise asked for, if it is one; UnknownNameError for an unknown objective."""
+    pretraining_recipe(profile, objective)
     if objective == "contrastive" and noise is not None:
         raise InvalidInputError(
             f"Expected no `noise` with contrastive pre-training, whose captions are exchanged, got {noise!r:.80}."
         )
-    if callable(noise):
-        return profile, str(getattr(noise, "__name__", type(noise).__name__))
-    profile = profile if noise is None else profile.changed(noise=noise)
-    return profile, noise_name(profile, objective)
+    return profile.changed(noise=noise) if isinstance(noise, str) else profile
 
 
 def _with_tasks(profile: Profile, tasks: Sequence[str | Task] | None) -> tuple[Profile, dict[str, Task]]:

@@ -1,14 +1,14 @@
 """Real models on tasks: folds and samples as asked for, numbers against their parts, verdicts in every direction."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from nml_kit.audit import head_differences, judge_models, practical_tasks, run_practical
-from nml_kit.audit.practical import BAG_OF_WORDS, Practical, bag_of_words
-from nml_kit.audit.report import AuditSettings, fit_heads_of
+from nml_kit.audit.report import BAG_OF_WORDS, AuditSettings, bag_of_words, fit_heads_of
 from nml_kit.backbones import load_backbone
 from nml_kit.data import load_task
 from nml_kit.errors import InvalidInputError, UnknownNameError
@@ -16,14 +16,14 @@ from nml_kit.features import extract_features
 from nml_kit.inference import overall_verdict
 from nml_kit.spectrum import singular_value_entropy
 from nml_kit.store import Store
-from nml_kit.study import RESULT_COLUMNS, Source, load_profile, load_results, reference_dir, write_results
+from nml_kit.study import RESULT_COLUMNS, Source, Study, load_profile, load_results, reference_dir, write_results
 
 SMOKE = load_profile("smoke")
 NAMES = {"emoji-text": ["name"]}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Store, list, Practical]:
+def run(tmp_path_factory) -> tuple[Store, list, Study]:
     store = Store(tmp_path_factory.mktemp("store"))
     tasks = practical_tasks(SMOKE, ["emoji-text"], {"emoji-text": ["keywords", "github"]}, NAMES)
     return store, tasks, run_practical(SMOKE, [BAG_OF_WORDS], tasks, epochs=2, store=store, jobs=1, progress=False)
@@ -111,7 +111,7 @@ def test_results_of_a_study_are_not_mixed_with_those_of_real_models(run, tmp_pat
     pd.testing.assert_frame_equal(load_results(tmp_path).rows, load_results().rows)
 
 
-def planted(gains: dict[str, float]) -> Practical:
+def planted(gains: dict[str, float]) -> SimpleNamespace:
     """Five seeds of two models whose NMTune is right more often than LP and MLP by `gains`."""
     generator = np.random.default_rng(0)
     samples, rows = [], []
@@ -126,7 +126,7 @@ def planted(gains: dict[str, float]) -> Practical:
                     rows += [
                         {**about, "test_domain": "d", "metric": m, "value": v, "n": 400} for m, v in spectral.items()
                     ]
-    return Practical(pd.DataFrame(rows), pd.concat(samples, ignore_index=True), pd.DataFrame())
+    return SimpleNamespace(rows=pd.DataFrame(rows), samples=pd.concat(samples, ignore_index=True))
 
 
 def test_each_model_is_judged_by_itself():

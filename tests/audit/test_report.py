@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nml_kit.audit import report as audit
+from nml_kit import audit
+from nml_kit.audit import report
 from nml_kit.audit.inputs import features_from_arrays
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features
@@ -45,16 +46,16 @@ def test_folds_are_in_domain_and_each_domain_held_out(found):
     held_out = found.selections.query("protocol == 'OOD'")["test_domain"].unique()
     assert sorted(held_out) == ["left", "right"]
     features = found.features
-    assert [fold.test_domains for fold in audit.audit_folds(features, ["left"])] == [None, ("left",)]
+    assert [fold.test_domains for fold in report.audit_folds(features, ["left"])] == [None, ("left",)]
     with pytest.raises(InvalidInputError, match="among left, right, got 'up'"):
-        audit.audit_folds(features, ["up"])
+        report.audit_folds(features, ["up"])
     alone = replace(features, domains=np.full(len(features), "all"))
-    assert [fold.protocol for fold in audit.audit_folds(alone)] == ["ID"]
+    assert [fold.protocol for fold in report.audit_folds(alone)] == ["ID"]
 
 
 def test_the_exported_head_is_the_one_that_was_tested(found):
     test = found.features.select(split="test")
-    for method in audit.HEADS:
+    for method in report.HEADS:
         said = found.samples.query("protocol == 'ID' and method == @method and seed == 1").set_index("sample")
         head = audit.chosen_head(found, method, seed=1)
         np.testing.assert_array_equal(head.predict(test.values), said["prediction"].loc[test.ids])

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.inference import best_ratio_table, best_ratios, chance_of_established
-from nml_kit.inference.best_ratio import probabilities_of_best
+from nml_kit.inference.intervals import probabilities_of_best
 
 
 def frame(block: np.ndarray, ratios=(0.0, 0.1, 0.3), task="t", protocol="ID") -> pd.DataFrame:

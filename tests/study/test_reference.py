@@ -24,6 +24,7 @@ from nml_kit.store import Store, read_json
 from nml_kit.study import (
     METHODS,
     Origin,
+    Profile,
     Request,
     downstream_tasks,
     fit_requests,
@@ -88,7 +89,7 @@ def test_verdicts_are_those_of_the_rows_and_samples(tables):
 
 def test_provenance_is_that_of_the_profile_as_it_is_now():
     known = read_json(reference_dir() / "provenance.json")
-    assert known["profile"] == PROFILE.model_dump(mode="json")
+    assert Profile.model_validate(known["profile"]) == PROFILE
     assert known["commit"]
     assert known["packages"]["torch"]
     assert {f"00_start_here/objective={objective}" for objective in OBJECTIVES} <= set(known["seconds"])

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score, f1_score
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.features import extract_features, leave_one_domain_out, samples_to_train
 from nml_kit.heads import LinearProbe
 from nml_kit.inference import paired_differences
+from nml_kit.noise import inject_label_noise
 from nml_kit.spectrum import singular_values
 from nml_kit.store import Store
 from nml_kit.study import (
@@ -26,6 +28,8 @@ from nml_kit.study import (
     spectrum_bands,
     summary_table,
 )
+from nml_kit.tuning import Tuning
+from tests.conftest import make_task
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -117,6 +121,78 @@ def test_a_part_that_was_lost_is_made_again_with_the_same_result(study, profile,
         path.unlink()
     lost.path.rmdir()
     pd.testing.assert_frame_equal(run_study(profile, store=home, progress=False).rows, study.rows)
+
+
+class Nearest(ClassifierMixin, BaseEstimator):
+    """A head of one's own: the class of the nearest of a few train samples."""
+
+    def __init__(self, few: int = 20, random_state: int | None = None) -> None:
+        self.few = few
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        rows = np.random.default_rng(self.random_state).permutation(len(y))[: self.few]
+        self.classes_, self.rows_, self.labels_ = np.unique(y), np.asarray(X)[rows], np.asarray(y)[rows]
+        return self
+
+    def predict(self, X):
+        return self.labels_[((np.asarray(X)[:, None] - self.rows_) ** 2).sum(axis=2).argmin(axis=1)]
+
+
+def test_ratios_seeds_tasks_methods_and_noise_of_ones_own(profile, home, study):
+    def inverted(task, ratio, seed):
+        train = task.select(split="train")
+        return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, seed=1 + seed, ids=train.ids)
+
+    methods = {"LP": "LP", "mine": (Nearest(), {"few": [5, 20]}), "tuned": Tuning(method="lora", epochs=1)}
+    asked = {"ratios": [0.0, 0.15], "seeds": [3], "tasks": ["digits", make_task()], "methods": methods}
+    mine = run_study(profile, **asked, noise=inverted, store=home, jobs=2, progress=False)
+    assert set(mine.rows["noise"]) == {"inverted"}
+    assert mine.rows["ratio"].dropna().unique().tolist() == [0.0, 0.15]
+    folds = mine.rows.groupby(["task", "protocol", "test_domain"]).size().index.tolist()
+    assert folds == [("digits", "ID", "all"), ("quadrants", "ID", "all"), ("quadrants", "OOD", "bright"),
+                     ("quadrants", "OOD", "dark")]  # fmt: skip
+    assert set(mine.selections["method"]) == {"mine"}
+    assert mine.selections.groupby(["ratio", "task", "test_domain"], dropna=False).size().tolist() == [2] * 12
+    assert mine.rows.loc[mine.rows["ratio"].isna(), "method"].unique().tolist() == ["LP", "mine"]
+    before = {info.path for info in home.entries()}
+    again = run_study(profile, **asked, noise=inverted, store=home, jobs=1, progress=False)
+    pd.testing.assert_frame_equal(again.rows, mine.rows)
+    assert {info.path for info in home.entries()} == before
+
+
+def test_kinds_of_noise_share_the_clean_networks(profile, home, study):
+    chosen = {"ratios": [0.0, 0.3], "seeds": [0], "tasks": ["digits"], "methods": ["LP"]}
+    kinds = {kind: run_study(profile, noise=kind, **chosen, store=home, progress=False).rows
+             for kind in ("uniform", "asymmetric", "confusion")}  # fmt: skip
+    names = pd.concat(kinds).groupby(["ratio", "noise"])["backbone"].unique().map(tuple)
+    assert names.xs(0.0, level="ratio").nunique() == 1
+    assert names.xs(0.3, level="ratio").nunique() == 3
+    own = study.rows.query("seed == 0 and task == 'digits' and method == 'LP'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(kinds["uniform"], own)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"ratios": [0, 30]}, "less than or equal to 1"),
+        ({"ratios": ["a few", 0.1]}, "valid number"),
+        ({"seeds": []}, "at least 1 item"),
+        ({"noise": "unifrom"}, "'uniform', 'asymmetric' or 'confusion'"),
+        ({"noise": "uniform", "objective": "contrastive"}, "no `noise` with contrastive"),
+        ({"noise": lambda task, ratio, seed: ratio}, "to return a LabelNoise of the 72 train samples"),
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": ["digits", "digits"]}, "different names .* got 'digits'"),
+        ({"tasks": ["emoji-text"]}, "tasks of images .* got 'emoji-text'"),
+        ({"tasks": ["digitz"]}, "did you mean 'digits'"),
+        ({"methods": {"mine": Nearest}}, "pass an instance"),
+        ({"fractions": [10]}, "10 % is 0.1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(profile, store, asked, message):
+    with pytest.raises((InvalidInputError, UnknownNameError), match=message):
+        run_study(profile, **asked, store=store, jobs=1, progress=False)
+    assert not list(store.entries())
 
 
 def test_noise_of_one_seed_is_nested_in_the_ratio(profile):

@@ -15,7 +15,7 @@ from nml_kit.data import load_task
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.pretraining import CAPTION_TEMPLATES
 from nml_kit.study import zero_shot_predictions
-from nml_kit.study.zero_shot import _chance, _ranks, retrieval_recall
+from nml_kit.study.extras import _chance, _ranks, retrieval_recall
 from tests.conftest import make_task
 
 NAMES = ("ice cream", "bus", "left arrow", "sun")

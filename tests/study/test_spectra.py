@@ -17,7 +17,7 @@ from nml_kit.study import (
     study_features,
     value_bands,
 )
-from nml_kit.study.spectra_tables import panels_by_name
+from nml_kit.study.spectra import panels_by_name
 
 
 @pytest.fixture(scope="module")

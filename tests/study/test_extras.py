@@ -1,9 +1,14 @@
 """Tables of a small study's pre-training against the cards and the zero-shot results of its networks one by one."""
 
+import math
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from nml_kit.errors import InvalidInputError
 from nml_kit.inference import accuracy_intervals
 from nml_kit.pretraining import ContrastiveRecipe
 from nml_kit.store import Store
@@ -13,14 +18,16 @@ from nml_kit.study import (
     above_chance,
     downstream_tasks,
     load_profile,
+    machine_in_words,
     pretrained_backbone,
     pretraining_history,
     pretraining_task,
     retrieval_samples,
+    seconds_in_turn,
     zero_shot_predictions,
     zero_shot_samples,
 )
-from nml_kit.study.zero_shot import retrieval_recall
+from nml_kit.study.extras import retrieval_recall
 
 pytestmark = pytest.mark.xdist_group("pretraining_study")
 
@@ -88,3 +95,24 @@ def test_retrieval_rows_and_the_margin_above_chance(profile, home):
     recall, margin = accuracy_intervals(samples, by), accuracy_intervals(above_chance(samples), by)
     chance = samples.groupby(by, dropna=False)["chance"].mean().to_numpy()
     np.testing.assert_allclose(recall["mean"] - margin["mean"], chance, atol=1e-12)
+
+
+def test_calls_take_turns_after_a_round_that_is_not_counted_on_one_thread():
+    order, threads = [], torch.get_num_threads()
+    calls = {(name, "fit"): lambda name=name: order.append((name, torch.get_num_threads())) for name in "ab"}
+    found = seconds_in_turn(calls, repeats=3)
+    assert order == [("a", 1), ("b", 1)] * 4
+    assert found[["method", "repeat"]].to_numpy().tolist() == [[m, r] for r in (1, 2, 3) for m in "ab"]
+    assert torch.get_num_threads() == threads
+    order.clear()
+    assert len(seconds_in_turn(calls, repeats=1, uncounted=0)) == len(order) == 2
+    with pytest.raises(InvalidInputError, match="at least one repeat, got 0"):
+        seconds_in_turn(calls, repeats=0)
+
+
+@pytest.mark.parametrize(("load", "state"), [(0.5, "not overloaded"), (1e6, "busy")])
+def test_the_machine_tells_its_load(monkeypatch, load, state):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, math.nan, math.nan), raising=False)
+    assert f"load of the last minute {load:.1f}, {state}" in machine_in_words()
+    monkeypatch.delattr(os, "getloadavg")
+    assert "load" not in machine_in_words()
