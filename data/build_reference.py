@@ -106,7 +106,7 @@ def write_pages(out: Path, verdicts: pd.DataFrame, known: dict[str, Any]) -> Non
     page = f"""# Reference results
 
 The profile `{PROFILE}` run once: {ran}, not undisturbed. Settings, seeds,
-versions and times: [provenance.json](provenance.json). What each file is: `nml_kit/reference.py`.
+versions and times: [provenance.json](provenance.json). What each file is: `nml_kit/study/results.py`.
 
 ## Verdicts, counted
 

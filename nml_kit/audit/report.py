@@ -127,7 +127,7 @@ def run_practical(
     jobs: int | None = None,
     progress: bool = True,
 ) -> Study:
-    """Features of every task from each backbone, then LP, MLP and NMTune tuned on validation parts (`select_head`).
+    """Features of every task from each backbone, then LP, MLP and NMTune tuned on validation parts.
 
     Backbones are names of `load_backbone`, or "bag-of-words" for texts. Seeds and recipe of heads are the profile's.
     What the store lacks is made in `jobs` processes (None: one per core), and kept. In the rows the noise ratio is NaN

@@ -73,7 +73,7 @@ def accuracy_intervals(
 ) -> pd.DataFrame:
     """Accuracy (fraction) with its 95 % interval for each group of `by`; several tasks in a group weigh equally.
 
-    `samples` has the columns of `sample_scores` with `ratio` and `seed`. Columns: by…, mean, low, high, seeds, n.
+    `samples` has the columns of `Study.samples`. Columns: by…, mean, low, high, seeds, n.
     """
     return _intervals(samples, "correct", list(by), seed)
 

@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -111,10 +111,13 @@ def _plain(value: Any) -> Any:
 
 
 def _is_own(thing: Any) -> bool:
-    """Whether a class or function is of a notebook, a script or a module that is not installed: it may be edited."""
+    """Whether a class or function is of a notebook, a script or a module that is not installed."""
     name = str(getattr(thing, "__module__", ""))
-    if name == "__main__":
-        return True
+    return name == "__main__" or _is_edited(name)
+
+
+def _is_edited(name: str) -> bool:
+    """Whether a module is not installed: its code may change while its version does not."""
     file = getattr(sys.modules.get(name), "__file__", None)
     installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
     is_installed = file is None or any(Path(file).is_relative_to(root) for root in installed)
@@ -144,8 +147,10 @@ def _value_of(name: str, value: Any, seen: set[int]) -> Any:
     value = next((getattr(value, inside) for inside in ("__func__", "fget") if hasattr(value, inside)), value)
     if isinstance(value, FunctionType | type) and _is_own(value):
         return [name, _code_of(value, seen)]
-    if callable(value) or isinstance(value, ModuleType):
-        return [name, getattr(value, "__name__", type(value).__name__)]
+    if isinstance(value, ModuleType):
+        return [name, value.__name__, Path(str(value.__file__)).read_bytes() if _is_edited(value.__name__) else None]
+    if isinstance(value, type | FunctionType | BuiltinFunctionType | np.ufunc):
+        return [name, f"{getattr(value, '__module__', 'numpy')}.{value.__name__}"]
     try:
         return [name, fingerprint(_plain(value))]
     except InvalidInputError as error:

@@ -56,7 +56,7 @@ class DownstreamData(BaseModel):
 class Profile(BaseModel):
     """A study's settings. Only the profile differs between a laptop and a cluster; notebooks are the same.
 
-    `ratios` are fractions of flipped labels, `noise` says into what (`origins.label_noise`). `seeds` seed noise,
+    `ratios` are fractions of flipped labels, `noise` says into what (see `conditions.label_noise`). `seeds` seed noise,
     network, batches and heads alike. A `recipe` with a `procedure` is a `TimmRecipe`; with `pretraining.shards`,
     `contrastive` is a `ShardRecipe`.
 

@@ -161,12 +161,13 @@ def fit_sources(
         seed, is_random = source.context["seed"], np.isnan(source.context["ratio"])
         heads = candidates(seed)
         for fold in folds(seed=seed):
-            network = (source.tasks.get(fold.task), source.backbone)
             for method, settings in heads.items():
-                if is_random and any(isinstance(one, Tuning) for one in settings.values()):
-                    continue
-                request = Request(source.features[fold.task], fold, settings, method, seed, *network)
-                plan.append((source.context, request))
+                network: tuple[Any, ...] = ()
+                if any(isinstance(setting, Tuning) for setting in settings.values()):
+                    network = (source.tasks.get(fold.task), source.backbone)
+                if not (network and is_random):
+                    request = Request(source.features[fold.task], fold, settings, method, seed, *network)
+                    plan.append((source.context, request))
     fits = fit_requests([request for _, request in plan], store=store, jobs=jobs, progress=progress)
     return Study(profile, tuple(StudyRun(context, fit) for (context, _), fit in zip(plan, fits, strict=True)))
 

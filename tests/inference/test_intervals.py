@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import bootstrap, norm
 
 from nml_kit.errors import InvalidInputError
-from nml_kit.inference import accuracy_intervals, paired_differences
+from nml_kit.inference import accuracy_intervals, changes_in_words, paired_differences
 from nml_kit.inference.intervals import bootstrap_mean
 
 
@@ -77,6 +77,28 @@ def test_paired_differences_need_the_same_samples_and_a_baseline():
         paired_differences(samples, "method", "LP", ["task"])
     with pytest.raises(InvalidInputError, match="rows with method = 'MLP' to compare with"):
         paired_differences(samples, "method", "MLP", ["task"])
+
+
+def test_heads_of_two_sources_are_paired_each_with_its_own():
+    right = {
+        ("a", "LP"): [True, False],
+        ("b", "LP"): [False, False],
+        ("a", "MLP"): [True, True],
+        ("b", "MLP"): [True, False],
+    }
+    frames = [scores(method, 0.1, 0, correct, protocol="OOD").assign(train_domain=source)
+              for (source, method), correct in right.items()]  # fmt: skip
+    result = paired_differences(pd.concat(frames), "method", "LP", ["task"])
+    assert result["mean"].tolist() == [0.5]
+
+
+def test_changes_read_as_a_list_with_labelled_ratios():
+    columns = ["protocol", "ratio", "mean", "low", "high"]
+    changes = pd.DataFrame([("ID", 0.3, 0.1, 0.05, 0.15), ("OOD", 0.05, 0.0, -0.1, 0.1)], columns=columns)
+    assert changes_in_words(changes, "{protocol} at {ratio}: accuracy").splitlines() == [
+        "", "", "- ID at 30 %: accuracy rises by 0.100 [0.050, 0.150]",
+        "- OOD at 5 %: accuracy shows no clear change (+0.000 [-0.100, +0.100])",
+    ]  # fmt: skip
 
 
 def test_tasks_weigh_equally_in_a_mean():

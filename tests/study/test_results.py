@@ -6,8 +6,9 @@ import pytest
 
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.inference import judge_claims
-from nml_kit.study import RESULT_COLUMNS, read_run_tables, write_results
+from nml_kit.study import RESULT_COLUMNS, load_profile, read_run_tables, write_results
 from nml_kit.study.results import SAMPLE_COLUMNS
+from nml_kit.study.run import recipe_hash
 from tests.inference.test_claims import simulate
 
 
@@ -50,6 +51,19 @@ def test_results_that_differ_stay_two_and_are_refused(study, tmp_path):
     write_results(tmp_path, samples=samples)
     with pytest.raises(InvalidInputError, match="occurs 2 times; judge results of one study"):
         judge_claims(*read_run_tables(tmp_path, profile="small"))
+
+
+def test_results_of_another_recipe_or_kind_of_noise_are_left_out_or_refused(study, tmp_path):
+    rows, samples = study
+    own = {"recipe": recipe_hash(load_profile("small"), "supervised"), "noise": "uniform"}
+    write_results(tmp_path / "a", rows=rows.assign(**own), samples=samples)  # samples of before these columns
+    write_results(tmp_path / "b", rows=rows.assign(recipe="longer"), samples=samples.assign(recipe="longer", noise="x"))
+    found = read_run_tables(tmp_path, profile="small")
+    assert [len(table) for table in found] == [len(rows), len(samples)]
+    assert all(set(table["recipe"]) == {own["recipe"]} for table in found)
+    both = pd.concat([rows.assign(recipe="longer"), rows])
+    with pytest.raises(InvalidInputError, match="of one recipe, got longer, x"):
+        judge_claims(both, samples)
 
 
 def test_missing_and_damaged_results_are_named(study, tmp_path):
