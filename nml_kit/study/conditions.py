@@ -215,7 +215,8 @@ def study_folds(
     """The folds of the profile: each ID task pooled, each OOD task with one domain left out, or trained on, in turn.
 
     Each with every fraction of the train samples and every ratio of flipped downstream labels, drawn from `seed`.
-    `tasks` are the tasks, or their features, by name. Raises UnknownNameError for a domain that a task does not have.
+    `tasks` are the tasks, or their features, by name. Raises UnknownNameError for a domain that a task does not
+    have, InvalidInputError if one has no samples to train or test on.
     """
     folds = [in_domain_fold(name) for name in profile.downstream.id]
     for name, held_out in profile.downstream.ood.items():
@@ -225,7 +226,10 @@ def study_folds(
     for fold in folds:
         task = tasks[fold.task]
         for split, domains in (("train", fold.train_domains), ("test", fold.test_domains)):
-            select_rows(task.splits, task.domains, split=split, domains_wanted=domains)
+            if not select_rows(task.splits, task.domains, split=split, domains_wanted=domains).any():
+                raise InvalidInputError(
+                    f"Task {fold.task!r}: expected {split} samples of {' or '.join(domains or ('any domain',))}, got none."
+                )
         for fraction in fractions:
             for ratio in label_noise:
                 yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)

@@ -1,5 +1,7 @@
 """A study of seconds: its tables against what the parts give one by one, whatever the number of processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,13 +141,19 @@ class Nearest(ClassifierMixin, BaseEstimator):
         return self.labels_[((np.asarray(X)[:, None] - self.rows_) ** 2).sum(axis=2).argmin(axis=1)]
 
 
+def quadrants():
+    """A task of two domains, each with train and test samples."""
+    task = make_task()
+    return replace(task, domains=np.array(["bright", "dark"])[np.arange(len(task)) // 4 % 2])
+
+
 def test_ratios_seeds_tasks_methods_and_noise_of_ones_own(profile, home, study):
     def inverted(task, ratio, seed):
         train = task.select(split="train")
         return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, seed=1 + seed, ids=train.ids)
 
     methods = {"LP": "LP", "mine": (Nearest(), {"few": [5, 20]}), "tuned": Tuning(method="lora", epochs=1)}
-    asked = {"ratios": [0.0, 0.15], "seeds": [3], "tasks": ["digits", make_task()], "methods": methods}
+    asked = {"ratios": [0.0, 0.15], "seeds": [3], "tasks": ["digits", quadrants()], "methods": methods}
     mine = run_study(profile, **asked, noise=inverted, store=home, jobs=2, progress=False)
     assert set(mine.rows["noise"]) == {"inverted"}
     assert mine.rows["ratio"].dropna().unique().tolist() == [0.0, 0.15]
@@ -185,6 +193,7 @@ def test_kinds_of_noise_share_the_clean_networks(profile, home, study):
         ({"tasks": ["digits", "digits"]}, "different names .* got 'digits'"),
         ({"tasks": ["emoji-text"]}, "tasks of images .* got 'emoji-text'"),
         ({"tasks": ["digitz"]}, "did you mean 'digits'"),
+        ({"tasks": [make_task()]}, "expected test samples of bright, got none"),
         ({"methods": {"mine": Nearest}}, "pass an instance"),
         ({"fractions": [10]}, "10 % is 0.1"),
     ],
