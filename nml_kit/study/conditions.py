@@ -227,9 +227,8 @@ def study_folds(
         task = tasks[fold.task]
         for split, domains in (("train", fold.train_domains), ("test", fold.test_domains)):
             if not select_rows(task.splits, task.domains, split=split, domains_wanted=domains).any():
-                raise InvalidInputError(
-                    f"Task {fold.task!r}: expected {split} samples of {' or '.join(domains or ('any domain',))}, got none."
-                )
+                named = " or ".join(domains or ("any domain",))
+                raise InvalidInputError(f"Task {fold.task!r}: expected {split} samples of {named}, got none.")
         for fraction in fractions:
             for ratio in label_noise:
                 yield replace(fold, fraction=fraction, label_noise=ratio, seed=seed)
