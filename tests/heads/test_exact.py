@@ -109,7 +109,7 @@ def test_what_remains_is_of_the_order_of_the_tolerance(dtype, spread):
             probe = ExactLinearProbe()
             probe.coef_, probe.intercept_ = solution.coefficients[place], solution.intercepts[place]
             values.append(objective(probe, X, y, C))
-        assert values[1] * (1 - 1e-9) <= values[0] <= values[1] + 1e-5 * C * len(X)  # of the mean loss
+        assert values[1] * (1 - 1e-9) <= values[0] <= values[1] + 1e-4 * C * len(X)  # of the mean loss
 
 
 def test_penalties_may_repeat():
