@@ -43,7 +43,6 @@ from .spectra import spectrum_page as spectrum_page
 from .spectra import spectrum_view as spectrum_view
 from .spectra import sve_lsvr_plane as sve_lsvr_plane
 from .theme import as_text as as_text
-from .theme import bullets as bullets
 from .theme import finish as finish
 from .theme import state_color as state_color
 from .theme import without_title as without_title

@@ -135,15 +135,6 @@ def wrap(text: object, width: int) -> str:
     return "<br>".join(as_text(line) for line in textwrap.wrap(str(text), width, break_on_hyphens=False))
 
 
-def bullets(sentences: Iterable[str]) -> str:
-    """Sentences as a Markdown list, with the empty line that must come before it.
-
-    >>> bullets(["ID: no change", "OOD: falls"])
-    '\\n\\n- ID: no change\\n- OOD: falls'
-    """
-    return "\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
-
-
 def finish(figure: go.Figure, title: str, *, height: int = 0, legend: str | None = None) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines and, if it has a `legend`, each name in it once.
 
