@@ -23,8 +23,10 @@ HeadMaker: TypeAlias = Callable[[str, Profile, int], BaseEstimator]
 Method: TypeAlias = str | BaseEstimator | tuple[str | BaseEstimator, Mapping[str, Sequence[Any]]]
 Methods: TypeAlias = Sequence[str] | Mapping[str, Method]
 Candidates: TypeAlias = dict[str, BaseEstimator]
-# Of a class: what Python and scikit-learn put there.
-_NOT_CODE = re.compile(r"__(module|dict|weakref|doc|annotations|qualname|abstractmethods)__|_abc_impl|set_\w+_request")
+# Of a class: what Python, pickle and scikit-learn put there.
+_NOT_CODE = re.compile(
+    r"__(module|dict|weakref|doc|annotations|qualname|abstractmethods|slotnames)__|_abc_impl|set_\w+_request"
+)
 
 
 def make_head(method: str, profile: Profile, seed: int) -> BaseEstimator:

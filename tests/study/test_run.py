@@ -163,8 +163,10 @@ def test_ratios_seeds_tasks_methods_and_noise_of_ones_own(profile, home, study):
     assert set(mine.selections["method"]) == {"mine"}
     assert mine.selections.groupby(["ratio", "task", "test_domain"], dropna=False).size().tolist() == [2] * 12
     assert mine.rows.loc[mine.rows["ratio"].isna(), "method"].unique().tolist() == ["LP", "mine"]
+    before = {info.path for info in home.entries()}
     again = run_study(profile, **asked, noise=inverted, store=home, jobs=1, progress=False)
     pd.testing.assert_frame_equal(again.rows, mine.rows)
+    assert {info.path for info in home.entries()} == before
 
 
 def test_kinds_of_noise_share_the_clean_networks(profile, home, study):
