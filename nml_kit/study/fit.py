@@ -9,6 +9,7 @@ Gulrajani and Lopez-Paz, ICLR 2021) would report what nobody can have. One candi
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -187,13 +188,19 @@ def fit_all(heads: Mapping[str, BaseEstimator], train: Features) -> dict[str, Ba
     Side by side the last bits depend on the company: what is tested is fitted alone.
     """
     own = {name: head for name, head in heads.items() if isinstance(head, LinearProbe | MLPTune)}
-    with warnings.catch_warnings():
-        for message in _EXPECTED_OF_FEW_SAMPLES:
-            warnings.filterwarnings("ignore", message)
+    with _few_samples_expected():
         fitted = dict(zip(own, fit_heads(train.values, train.labels, own.values()), strict=True))
         for name in heads.keys() - own.keys():
             fitted[name] = clone(heads[name]).fit(train.values, train.labels)
     return {name: fitted[name] for name in heads}
+
+
+@contextmanager
+def _few_samples_expected() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in _EXPECTED_OF_FEW_SAMPLES:
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def validation_rows(labels: Int[np.ndarray, " n"], *, seed: int) -> Int[np.ndarray, " m"]:
@@ -246,5 +253,6 @@ def _tuned(
         )
     start = cache(partial(start_of_classifier, train))
     for tuning in candidates.values():
-        model = tune_on(request.task, request.backbone, train, tuning, probe=start(tuning.random_state))
+        with _few_samples_expected():
+            model = tune_on(request.task, request.backbone, train, tuning, probe=start(tuning.random_state))
         yield model.head, with_features_of(model.backbone, request.task, test)
