@@ -41,7 +41,7 @@ def rows() -> Iterator[Row]:
 
         def by_nml() -> None:
             runs = directory / f"runs-{next(fresh)}"
-            run("-c", "from nml_kit.cli.main import app; app()", "run", str(suite), "--runs", str(runs), "--jobs", "1")
+            run("-c", "from nml_kit.cli import app; app()", "run", str(suite), "--runs", str(runs), "--jobs", "1")
 
         def by_papermill() -> None:
             out = directory / f"papermill-{next(fresh)}"

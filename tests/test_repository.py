@@ -1,4 +1,4 @@
-"""The repository keeps its own promises: layers, light import, one list of dependencies, stripped notebooks."""
+"""The repository keeps its own promises: rooms, light import, one list of dependencies, stripped notebooks."""
 
 import ast
 import json
@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,29 @@ def test_every_folder_is_a_room_with_a_place_in_the_order():
     folders = {path.parent.name for path in (ROOT / "nml_kit").glob("*/*.py")}
     assert folders == set(ROOMS)
     assert {path.name for path in (ROOT / "nml_kit").glob("*.py")} == {"__init__.py", "errors.py"}
+
+
+@pytest.mark.parametrize("folder", ["nml_kit", "notebooks", "benchmarks", "data"])
+def test_rooms_are_entered_by_their_doors(folder):
+    """What a room exports is in its `__init__.pyi`; nobody else imports from its files."""
+    for path in sorted((ROOT / folder).rglob("*.py")) + sorted((ROOT / folder).rglob("*.ipynb")):
+        own = path.relative_to(ROOT / "nml_kit").parts[0] if folder == "nml_kit" else ""
+        into_files = re.findall(r"(?:from|import) nml_kit\.(\w+)\.\w+", path.read_text(encoding="utf-8"))
+        assert set(into_files) <= {own}, path
+
+
+def test_files_and_functions_stay_small():
+    """A file over 300 lines is two files, a function over 45 is two functions, a folder with more files two rooms."""
+    paths = sorted((ROOT / "nml_kit").rglob("*.py"))
+    assert len(paths) <= 116  # the house is to stand in 100
+    assert max(Counter(path.parent for path in paths).values()) <= 11  # ten files and their `__init__.py`
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert not path.name.startswith("_") or path.name == "__init__.py"
+        assert text.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 45, f"{path}: {node.name}"
 
 
 def test_import_is_light_and_every_public_name_resolves():

@@ -54,7 +54,7 @@ class Block:
 
     def contrast(self, weights: Weights) -> Float[np.ndarray, "s n"]:
         """Weighted sum of cells."""
-        return np.sum([weight * self.cells[cell] for cell, weight in weights.items()], axis=0, dtype=np.float64)
+        return np.stack([weight * self.cells[cell] for cell, weight in weights.items()]).sum(axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,9 @@ def changes_in_words(changes: pd.DataFrame, each: str) -> str:
     """
     bullets = []
     for row in changes.to_dict("records"):
-        labels = {name: ratio_label(row[name]) for name in ("ratio", "label_noise", "fraction") if name in row}
-        bullets.append(f"- {each.format(**{**row, **labels})} {change_in_words(row['mean'], row['low'], row['high'])}")
+        values = {str(name): value for name, value in row.items()}
+        values |= {name: ratio_label(values[name]) for name in ("ratio", "label_noise", "fraction") if name in values}
+        bullets.append(f"- {each.format(**values)} {change_in_words(row['mean'], row['low'], row['high'])}")
     return "\n\n" + "\n".join(bullets)
 
 

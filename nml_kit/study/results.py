@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -103,7 +103,8 @@ def load_results(directory: str | Path = "", *, profile: str = "small") -> Study
     # Not those of models that others trained.
     ours = [table[table["objective"].isin(get_args(Objective))] for table in (rows, samples, spectra)]
     whole = [table[(table[list(_WHOLE)] == list(_WHOLE.values())).all(axis=1)] for table in ours]
-    return StudyResults(profile, *(table.reset_index(drop=True) for table in whole), network)
+    rows, samples, spectra = (table.reset_index(drop=True) for table in whole)
+    return StudyResults(profile, rows, samples, spectra, network)
 
 
 def reference_dir() -> Path:
@@ -223,14 +224,14 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
 def _with_known(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     """The table with the columns that it lacks: it is of the profile's own recipe, OOD trained on the other domains."""
     identities = {objective: _own_identity(profile, objective) for objective in table["objective"].unique()}
-    known = {"recipe": table["objective"].map({key: value[0] for key, value in identities.items()}),
+    known: dict[str, Any] = {"recipe": table["objective"].map({key: value[0] for key, value in identities.items()}),
              "noise": table["objective"].map({key: value[1] for key, value in identities.items()}),
              "backbone": "", "train_domain": table["protocol"].map({"ID": "all"}).fillna("others")}  # fmt: skip
     return table.assign(**{name: values for name, values in known.items() if name not in table})
 
 
 @lru_cache
-def _own_identity(profile: str, objective: str) -> tuple[str, str]:
+def _own_identity(profile: str, objective: Any) -> tuple[str, str]:
     """Recipe and kind of noise of a shipped profile; empty for one that is not, "unknown" for others' pre-training."""
     if objective not in get_args(Objective):
         return "unknown", "unknown"

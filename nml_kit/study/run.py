@@ -109,9 +109,9 @@ def run_study(
     knows: alone, or as (it, grid), of which the best on a validation part is taken. Every `random_state` is set to the
     seed of the network. The random baseline is not tuned.
 
-    Heads are trained with each of the `fractions` of the downstream train samples and each ratio of `label_noise` in
-    their labels, drawn from that seed too. Networks, then heads, run in `jobs` processes (None: one per core) of one
-    thread each: results do not depend on `jobs`. Interrupted at any moment and called again, it goes on where it was.
+    Heads learn from each of the `fractions` of the downstream train samples, with each ratio of `label_noise` in their
+    labels, drawn from that seed. Networks, then heads, run in `jobs` processes (None: one per core): results do not
+    depend on their number. Interrupted at any moment and called again, it goes on where it was.
 
     >>> from nml_kit import load_profile
     >>> study = run_study(load_profile("smoke"), tasks=["digits"], methods=["LP"], jobs=1, progress=False)
@@ -128,8 +128,7 @@ def run_study(
         candidates(seed)
         list(folds(seed=seed))
     options: dict[str, Any] = {"store": store or Store(), "jobs": jobs, "progress": progress}
-    sources = _sources(profile, objective, by_name, noise, **options)
-    return fit_sources(profile, sources, folds, candidates, **options)
+    return fit_sources(profile, _sources(profile, objective, by_name, noise, **options), folds, candidates, **options)
 
 
 def _sources(
@@ -213,9 +212,10 @@ def _with_tasks(profile: Profile, tasks: Sequence[str | Task] | None) -> tuple[P
     asked = [*dict.fromkeys((*downstream.id, *downstream.ood_tasks))] if tasks is None else list(tasks)
     by_name: dict[str, Task] = {}
     for item in asked:
-        is_own = isinstance(item, Task)
-        task = item if is_own else load_task(item).limit(train_per_class=downstream.train_per_class, seed=0)
-        name = item.name if is_own else item
+        if isinstance(item, Task):
+            name, task = item.name, item
+        else:
+            name, task = item, load_task(item).limit(train_per_class=downstream.train_per_class, seed=0)
         if name in by_name or task.image_data is None:
             wanted = "tasks of different names" if name in by_name else "tasks of images"
             raise InvalidInputError(f"Expected {wanted} to test the study's networks on, got {name!r}.")
