@@ -149,7 +149,7 @@ def finish_notebook(unfinished: Path, path: Path) -> None:
         for output in streams.values():
             output.text = "\n".join(map(_as_a_terminal_shows, output.text.split("\n")))
     with replacing(path) as temporary:
-        nbformat.write(notebook, temporary)
+        nbformat.write(notebook, temporary, indent=None)  # a line for each number of a figure is most of a file
     unfinished.unlink()
 
 
