@@ -165,13 +165,13 @@ def _as_a_terminal_shows(line: str) -> str:
 @contextmanager
 def _kernel_options(run_dir: Path) -> Iterator[dict[str, Any]]:
     """What papermill hands on to nbclient: a kernel of this Python in `run_dir`, on sockets of this user alone."""
-    name = fingerprint([getpass.getuser(), str(run_dir)])[:16]  # short: paths of sockets may have 107 characters
+    name = fingerprint([getpass.getuser(), str(run_dir)])[:8]
     sockets = Path(tempfile.gettempdir()) / f"nml-{name}"
     shutil.rmtree(sockets, ignore_errors=True)  # of a runner of this run that was killed
     sockets.mkdir(mode=0o700)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its warnings are our errors, its errors our results
     connection = {"connection_file": str(sockets / "kernel.json")}
-    if os.name == "posix":
+    if os.name == "posix" and len(os.fsencode(sockets)) <= 92:  # the path of a socket in it may have 107 bytes
         connection["transport"] = "ipc"  # TCP ports are sometimes taken by another kernel that starts just now
     try:
         yield {
