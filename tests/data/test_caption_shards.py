@@ -226,7 +226,8 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same(tmp_path):
     out, moments, codes = tmp_path / "killed", random.Random(0), []
     for number in range(5):  # delays add up to about one undisturbed run
         with started(pattern, out) as process:
-            time.sleep(seconds[1] + moments.uniform(0, (seconds[0] - seconds[1]) / 2.5))
+            later = moments.uniform(0, (seconds[0] - seconds[1]) / 2.5) if number else 0.0  # the first is in time
+            time.sleep(seconds[1] + later)
             process.send_signal(signal.SIGINT if number % 2 else signal.SIGKILL)
             _, errors = process.communicate()
         codes.append(process.returncode)
@@ -235,7 +236,7 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same(tmp_path):
         assert "Traceback" not in errors or "Exception ignored" in errors
         for path in out.glob("*.tar"):
             assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
-    assert set(codes) & {130, -signal.SIGINT, -signal.SIGKILL}  # at least one came in time
+    assert codes[0] == -signal.SIGKILL
     inject_caption_noise_into_shards(pattern, out, 0.2, seed=3, progress=False)
     assert_made_the_same(out, tmp_path / "whole")
 
