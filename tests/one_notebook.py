@@ -61,7 +61,6 @@ def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", *
     """Run a notebook of the repository below `root`, with the store in `home`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(home))
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")  # a handful of small heads: processes of their own would only start
         plan = plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
         (result,) = run_suite(plan)
     assert (result.exit_code, result.error) == (0, "")

@@ -69,7 +69,6 @@ def extended(tmp_path_factory, smoke_home) -> NotebookRun:
     parameters = {"profile": SMALLEST, "ratios": [0.0, 0.15, 0.3], "fractions": [0.5], "run_dir": str(run_dir)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NML_HOME", str(smoke_home))
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
         patch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
         papermill.execute_notebook(run_dir / "own.ipynb", run_dir / "notebook.ipynb", parameters, cwd=run_dir)
     return NotebookRun(run_dir)
