@@ -1,6 +1,7 @@
 """One notebook in one kernel through papermill: this very Python, started again if it does not start, ended in time."""
 
 import getpass
+import json
 import logging
 import os
 import re
@@ -149,7 +150,8 @@ def finish_notebook(unfinished: Path, path: Path) -> None:
         for output in streams.values():
             output.text = "\n".join(map(_as_a_terminal_shows, output.text.split("\n")))
     with replacing(path) as temporary:
-        nbformat.write(notebook, temporary, indent=None)  # a line for each number of a figure is most of a file
+        # nbformat gives each number of a figure a line of its own, which is most of a file.
+        temporary.write_text(json.dumps(json.loads(nbformat.writes(notebook)), ensure_ascii=False), encoding="utf-8")
     unfinished.unlink()
 
 
