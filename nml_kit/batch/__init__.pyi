@@ -1,10 +1,3 @@
-from .batch import PlanRow as PlanRow
-from .batch import Progress as Progress
-from .batch import look_ahead as look_ahead
-from .batch import run_suite as run_suite
-from .batch import seconds_to_go as seconds_to_go
-from .batch import suite_exit_code as suite_exit_code
-from .cluster import read_cluster_file as read_cluster_file
 from .report import write_report as write_report
 from .results import accuracy_in_words as accuracy_in_words
 from .results import accuracy_lines as accuracy_lines
@@ -13,10 +6,13 @@ from .results import longest_in_words as longest_in_words
 from .results import progress_in_words as progress_in_words
 from .results import progress_table as progress_table
 from .results import summary_of_runs as summary_of_runs
+from .run import PlanRow as PlanRow
+from .run import look_ahead as look_ahead
+from .run import run_suite as run_suite
+from .run import suite_exit_code as suite_exit_code
 from .status import RunStatus as RunStatus
 from .status import State as State
 from .status import current_status as current_status
-from .status import is_done as is_done
 from .status import read_statuses as read_statuses
 from .status import run_lock as run_lock
 from .status import run_statuses as run_statuses

@@ -5,8 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ _SOURCE = 3000  # characters of a failing cell
 _THUMBNAILS, _THUMBNAIL_BYTES = 3, 20_000  # of a run; of each
 _AXIS_KEYS = ("type", "range", "autorange", "domain", "anchor", "overlaying", "side", "matches", "scaleanchor")
 _AXIS = {"showticklabels": False, "ticks": "", "zeroline": False, "gridcolor": "#e6e8ec", "linecolor": "#9aa1ac"}
-_BARE = {
-    "layout": {"xaxis": _AXIS, "yaxis": _AXIS, "margin": {"l": 6, "r": 6, "t": 6, "b": 6}, "plot_bgcolor": "white"}
-}
+_MARGIN = dict.fromkeys("lrtb", 6)
+_BARE = {"layout": {"xaxis": _AXIS, "yaxis": _AXIS, "margin": _MARGIN, "plot_bgcolor": "white"}}
 
 
 def write_report(runs: str | Path, out: str | Path | None = None) -> Path:
@@ -44,46 +42,50 @@ def write_report(runs: str | Path, out: str | Path | None = None) -> Path:
     runs = Path(runs).resolve()
     out = Path(out).resolve() if out is not None else runs / "report"
     _refuse_foreign(out)
-    statuses = read_statuses(runs)
-    with _replacing_directory(out) as site:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for status in statuses:
-            parent = Path(status.name).parent.as_posix()
-            groups.setdefault(runs.name if parent == "." else parent, []).append(_row(status, runs, site))
-        rows = [row for group in groups.values() for row in group]
-        drawn = any(row["thumbnails"] for row in rows)
-        counts = Counter((row["state"], row["mood"]) for row in rows)
-        ordered = sorted(counts.items(), key=lambda count: _ORDER.index(count[0][0]))
-        text = render(
-            "report.html.j2",
-            title=f"Runs: {runs.name}",
-            groups=groups,
-            counts=ordered,
-            summary=_summary(runs),
-            plotly_js="",
-            plotly_src=PLOTLY_FILE if drawn else None,
-        )
-        write_text(site / INDEX, text)
-        write_text(site / PLOTLY_FILE, get_plotlyjs())
+    statuses, site = read_statuses(runs), temporary_beside(out)
+    with explained(out):
+        try:
+            site.mkdir(parents=True)
+            _write_site(statuses, runs, site)
+            if out.exists():
+                shutil.rmtree(out)
+            site.rename(out)
+        finally:
+            shutil.rmtree(site, ignore_errors=True)
     return out / INDEX
 
 
-def _summary(runs: Path) -> Markup:
-    """The table of `nml summary`, or why there is none."""
+def _write_site(statuses: list[RunStatus], runs: Path, site: Path) -> None:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for status in statuses:
+        parent = Path(status.name).parent.as_posix()
+        groups.setdefault(runs.name if parent == "." else parent, []).append(_row(status, runs, site))
+    rows = [row for group in groups.values() for row in group]
+    counts = Counter((row["state"], row["mood"]) for row in rows)
     try:
-        return Markup(summary_of_runs(runs).to_html(index=False, border=0))  # noqa: S704 (pandas escapes)
+        summary = Markup(summary_of_runs(runs).to_html(index=False, border=0))  # noqa: S704 (pandas escapes)
     except InvalidInputError:
-        return Markup("")
+        summary = Markup("")
     except DataFileError as error:
-        return Markup("<p>{}</p>").format(str(error))
+        summary = Markup("<p>{}</p>").format(str(error))
+    text = render(
+        "report.html.j2",
+        title=f"Runs: {runs.name}",
+        groups=groups,
+        counts=sorted(counts.items(), key=lambda count: _ORDER.index(count[0][0])),
+        summary=summary,
+        plotly_js="",
+        plotly_src=PLOTLY_FILE if any(row["thumbnails"] for row in rows) else None,
+    )
+    write_text(site / INDEX, text)
+    write_text(site / PLOTLY_FILE, get_plotlyjs())
 
 
 def _row(status: RunStatus, runs: Path, site: Path) -> dict[str, Any]:
     """The run for the index; its page is written into `site`."""
     state = "done" if status.state == "hit" else status.state
-    mood = _MOODS.get(state, "bad")
-    seconds = status.seconds_at(datetime.now(UTC))
-    row = {
+    mood, seconds = _MOODS.get(state, "bad"), status.seconds_at(datetime.now(UTC))
+    row: dict[str, Any] = {
         "label": Path(status.name).name or runs.name,
         "state": state,
         "mood": mood,
@@ -91,30 +93,22 @@ def _row(status: RunStatus, runs: Path, site: Path) -> dict[str, Any]:
         "cell_source": "",
         "params": shown_parameters(status.params),
         "seconds": "" if seconds is None else f"{seconds:.1f}",
-        "finished": status.finished.replace("T", " ").removesuffix("+00:00"),
+        "finished": f"{status.finished:%Y-%m-%d %H:%M:%S}" if status.finished else "",
         "error": status.error,
         "result": key_result(status),
         "thumbnails": [],
     }
-    notebook = None if state == "waiting" else _notebook(status.run_dir)  # what waits may hold outdated results
-    if notebook is None:
-        return row
-    source = _failing_source(notebook) if mood != "good" else ""
-    above = {"name": status.name, "state": state, "mood": mood, "error": status.error}
-    page = notebook_page(notebook, status.name, plotly_src=PLOTLY_FILE, run=above)
-    name = _page_name(status.name)
-    write_text(site / name, page.html)
-    thumbnails = [thumbnail for figure in page.figures if (thumbnail := _thumbnail(figure))]
-    return row | {"page": name, "cell_source": source, "thumbnails": thumbnails[:_THUMBNAILS]}
-
-
-def _notebook(run_dir: Path) -> Any:
-    for name in _NOTEBOOKS:
-        try:
-            return read_notebook(run_dir / name)
-        except DataFileError:
-            continue
-    return None
+    for file in _NOTEBOOKS if state != "waiting" else ():  # what waits may hold outdated results
+        with suppress(DataFileError):
+            notebook = read_notebook(status.run_dir / file)
+            row["cell_source"] = _failing_source(notebook) if mood != "good" else ""
+            above = {"name": status.name, "state": state, "mood": mood, "error": status.error}
+            page = notebook_page(notebook, status.name, plotly_src=PLOTLY_FILE, run=above)
+            row["page"] = _page_name(status.name)
+            write_text(site / row["page"], page.html)
+            row["thumbnails"] = [text for figure in page.figures if (text := _thumbnail(figure))][:_THUMBNAILS]
+            break
+    return row
 
 
 def _page_name(name: str) -> str:
@@ -147,30 +141,9 @@ def _refuse_foreign(out: Path) -> None:
     if not out.exists():
         return
     inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
-    foreign = [name for name in inside if not (name == PLOTLY_FILE or (out / name).suffix == ".html")]
+    foreign = [name for name in inside if name != PLOTLY_FILE and Path(name).suffix != ".html"]
     if foreign or (inside and not {INDEX, PLOTLY_FILE} <= set(inside)):
         raise InvalidInputError(
             f"Expected a new directory or an earlier report, which is replaced, at {out}, got one with "
             f"{', '.join((foreign or inside)[:3])}: choose another with --out."
         )
-
-
-@contextmanager
-def _replacing_directory(out: Path) -> Iterator[Path]:
-    """Give a directory to fill; on success it becomes `out`, whole, and on an error an earlier `out` stays."""
-    new, old = temporary_beside(out), temporary_beside(out)
-    with explained(out):
-        try:
-            new.mkdir(parents=True)
-            yield new
-            if out.exists():
-                out.rename(old)
-            try:
-                new.rename(out)
-            except OSError:
-                if old.exists():
-                    old.rename(out)
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)

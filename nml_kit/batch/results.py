@@ -1,6 +1,7 @@
 """What runs have come to so far, as tables: their states, the accuracies in their results, the summaries they wrote."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,21 +14,23 @@ from nml_kit.store import read_table
 
 _PARTS = ("accuracy", "low", "high", "sve", "lsvr")
 _NUMBERS = ["ratio", *(f"{protocol} {part}" for protocol in ("ID", "OOD") for part in _PARTS)]
-PROGRESS_COLUMNS = ("run", "state", "seconds", "error", "result")
 _CLEAN = ["fraction", "label_noise", "metric"]  # tell which rows are accuracies on whole, clean training sets
 _ACCURACY_COLUMNS = ["profile", "objective", "protocol", "method", "task", "test_domain", "ratio", "seed", "value"]
 
 
-def progress_table(statuses: list[RunStatus], *, now: datetime) -> pd.DataFrame:
-    """One row per run in PROGRESS_COLUMNS: its name, state, seconds so far (`now` is with a time zone), error, result.
+def progress_table(statuses: Sequence[RunStatus], *, now: datetime) -> pd.DataFrame:
+    """One row per run: its name (run), state, seconds so far (`now` is with a time zone), error, result.
 
     The result is the mean ID accuracy of each method, over tasks, ratios and seeds, if the run is done and has any.
     """
-    rows = [
-        (status.name, status.state, status.seconds_at(now), status.short_error, key_result(status))
-        for status in statuses
-    ]
-    return pd.DataFrame(rows, columns=list(PROGRESS_COLUMNS)).astype({"seconds": "float64"})
+    columns = {
+        "run": [status.name for status in statuses],
+        "state": [status.state for status in statuses],
+        "seconds": pd.array([status.seconds_at(now) for status in statuses], dtype="float64"),
+        "error": [status.short_error for status in statuses],
+        "result": [key_result(status) for status in statuses],
+    }
+    return pd.DataFrame(columns)
 
 
 def progress_in_words(table: pd.DataFrame) -> str:
@@ -36,9 +39,8 @@ def progress_in_words(table: pd.DataFrame) -> str:
     >>> progress_in_words(pd.DataFrame({"state": ["done", "failed", "done"]}))
     '3 runs: 2 done, 1 failed'
     """
-    counts = Counter(table["state"])
-    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    return f"{len(table)} run{'s' * (len(table) != 1)}: {states}" if counts else "No runs yet"
+    states = ", ".join(f"{count} {state}" for state, count in Counter(table["state"]).most_common())
+    return f"{len(table)} run{'s' * (len(table) != 1)}: {states}" if states else "No runs yet"
 
 
 def longest_in_words(table: pd.DataFrame) -> str:
@@ -47,20 +49,19 @@ def longest_in_words(table: pd.DataFrame) -> str:
     >>> longest_in_words(pd.DataFrame({"run": ["a", "b"], "seconds": [3.0, 1200.5]}))
     'longest: b, 1,200.5 s'
     """
-    started = table[table["seconds"].notna()].sort_values("seconds")
-    return f"longest: {started['run'].iloc[-1]}, {started['seconds'].iloc[-1]:,.1f} s" if len(started) else ""
+    longest = table.nlargest(1, "seconds").dropna(subset="seconds")
+    return "".join(f"longest: {run}, {seconds:,.1f} s" for run, seconds in longest[["run", "seconds"]].to_numpy())
 
 
-def found_accuracies(statuses: list[RunStatus]) -> pd.DataFrame:
+def found_accuracies(statuses: Sequence[RunStatus]) -> pd.DataFrame:
     """Accuracies of heads on whole, clean training sets in rows.parquet of the done runs, each once.
 
     Columns: profile, objective, protocol, method, task, test_domain, ratio (NaN: random network), seed, value
     (fraction). Files in other columns, or that cannot be read, are passed over.
     """
     tables = [table for status in statuses if len(table := _accuracies_of(status))]
-    if not tables:
-        return pd.DataFrame(columns=_ACCURACY_COLUMNS)
-    return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
+    none = pd.DataFrame(columns=_ACCURACY_COLUMNS)
+    return pd.concat(tables or [none], ignore_index=True).drop_duplicates(ignore_index=True)
 
 
 def accuracy_lines(accuracies: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -69,12 +70,10 @@ def accuracy_lines(accuracies: pd.DataFrame, method: str) -> pd.DataFrame:
     `accuracies` are those of `found_accuracies`; n counts its rows. Lines of several profiles start with their profile.
     """
     part = accuracies[(accuracies["method"] == method) & accuracies["ratio"].notna()]
-    line = part["objective"] + " · " + part["protocol"]
-    if part["profile"].nunique() > 1:
-        line = part["profile"] + " · " + line
+    names = ["profile", "objective", "protocol"][part["profile"].nunique() < 2 :]
+    line = part[names].agg(" · ".join, axis="columns") if len(part) else ""
     per_task = part.assign(line=line).groupby(["line", "ratio", "task"])["value"].agg(["mean", "size"])
-    grouped = per_task.groupby(["line", "ratio"])
-    return grouped.agg(accuracy=("mean", "mean"), n=("size", "sum")).reset_index()
+    return per_task.groupby(["line", "ratio"]).agg(accuracy=("mean", "mean"), n=("size", "sum")).reset_index()
 
 
 def accuracy_in_words(lines: pd.DataFrame, method: str) -> str:
@@ -86,10 +85,10 @@ def accuracy_in_words(lines: pd.DataFrame, method: str) -> str:
     """
     if lines.empty:
         return f"No accuracy of {method} found yet"
-    ends = [part.sort_values("ratio")["accuracy"].iloc[[0, -1]].tolist() for _, part in lines.groupby("line")]
-    changes = (f"{name} {a:.3f} → {b:.3f}" for name, (a, b) in zip(sorted(set(lines["line"])), ends, strict=True))
-    span = f"{ratio_label(lines['ratio'].min())} to {ratio_label(lines['ratio'].max())}"
-    return f"Accuracy of {method} from {span} noise: {', '.join(changes)}"
+    ends = lines.sort_values("ratio").groupby("line")["accuracy"].agg(["first", "last"])
+    changes = ", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in ends.itertuples())
+    low, high = lines["ratio"].min(), lines["ratio"].max()
+    return f"Accuracy of {method} from {ratio_label(low)} to {ratio_label(high)} noise: {changes}"
 
 
 def key_result(status: RunStatus) -> str:
@@ -104,8 +103,8 @@ def _accuracies_of(status: RunStatus) -> pd.DataFrame:
     if status.state not in ("done", "hit"):
         return none
     try:
-        rows = read_table(status.run_dir / "rows.parquet", [*_ACCURACY_COLUMNS, *_CLEAN]).to_pandas()
-        rows = rows.astype({"ratio": float, "value": float, "fraction": float, "label_noise": float})
+        numbers = dict.fromkeys(["ratio", "value", "fraction", "label_noise"], float)
+        rows = read_table(status.run_dir / "rows.parquet", [*_ACCURACY_COLUMNS, *_CLEAN]).to_pandas().astype(numbers)
     except (DataFileError, ValueError, TypeError):  # foreign, or just being replaced
         return none
     clean = (rows["fraction"] == 1) & (rows["label_noise"] == 0) & (rows["metric"] == "accuracy")
@@ -122,15 +121,15 @@ def summary_of_runs(runs: str | Path) -> pd.DataFrame:
     paths = sorted(Path(runs).rglob("summary.parquet"))
     if not paths:
         raise InvalidInputError(f"Expected results under {runs}, found no summary.parquet: use `nml run` first.")
-    table = pd.concat([_read_summary(path) for path in paths]).drop_duplicates()
-    shown = {"pre-training": table["objective"].tolist()} if table["objective"].nunique() > 1 else {}
-    shown |= {"noise": table["ratio"].map(ratio_label).tolist(), "method": table["method"].tolist()}
+    table = pd.concat(map(_read_summary, paths), ignore_index=True).drop_duplicates()
+    shown = {"noise": table["ratio"].map(ratio_label), "method": table["method"]}
+    if table["objective"].nunique() > 1:
+        shown = {"pre-training": table["objective"], **shown}
     for protocol in ("ID", "OOD"):
-        columns = zip(*(table[f"{protocol} {part}"] for part in ("accuracy", "low", "high")), strict=True)
-        shown[f"{protocol} accuracy"] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in columns]
-        for metric in ("sve", "lsvr"):
-            shown[f"{protocol} {metric.upper()}"] = table[f"{protocol} {metric}"].map("{:.3f}".format).tolist()
-    return pd.DataFrame(shown)
+        mean, low, high, sve, lsvr = (table[f"{protocol} {part}"].map("{:.3f}".format) for part in _PARTS)
+        shown[f"{protocol} accuracy"] = mean + " [" + low + ", " + high + "]"
+        shown |= {f"{protocol} SVE": sve, f"{protocol} LSVR": lsvr}
+    return pd.DataFrame(shown).reset_index(drop=True)
 
 
 def _read_summary(path: Path) -> pd.DataFrame:

@@ -1,164 +1,132 @@
-"""One planned run, from its check to its status.json: what a thread of a worker executes."""
+"""Notebooks run as a batch: checked before a kernel starts, stage by stage, side by side; what is done stays done."""
 
-import functools
+import fnmatch
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import filelock
+from nml_kit.batch.status import INTERRUPTED, PART_FAILED, STATUS, RunStatus, current_status, write_plan
+from nml_kit.batch.suites import checked
+from nml_kit.errors import InvalidInputError
 
-from nml_kit import __version__
-from nml_kit.batch.status import (
-    RunStatus,
-    files_in,
-    is_done,
-    run_lock,
-    stored_status,
-    this_process,
-    write_status,
-)
-from nml_kit.errors import InvalidInputError, NMLError
-from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
-from nml_kit.store import explained, fingerprint
-from nml_kit.study import load_profile
+if TYPE_CHECKING:
+    from nml_kit.batch.pool import Pool
 
 _log = logging.getLogger(__name__)
 
 
-def checked(plan: Sequence[RunStatus]) -> list[RunStatus]:
-    """Check notebooks' parameters and profiles, in a moment: nothing heavy is loaded and no kernel starts.
+class PlanRow(NamedTuple):
+    """A run of a plan, what would be done with it, and how many seconds such a run took before (None: not known)."""
 
-    The runs then hold their ids and all that is injected; a notebook's `interactive` becomes False: a run shows
-    figures, not widgets. An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content
-    and the version of nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
+    run: RunStatus
+    action: Literal["hit", "run", "retry", "running"]
+    seconds: float | None
+
+
+def look_ahead(plan: Sequence[RunStatus], *, only: str | None = None, force: bool = False) -> list[PlanRow]:
+    """Check all runs of a plan and tell, for those whose name matches `only`, what `run_suite` would do.
+
+    Starts and writes nothing. Raises InvalidInputError or DataFileError for bad input.
     """
-    source, profile = functools.cache(read_source), functools.cache(load_profile)
-    return [_checked(run, source(run.notebook), profile) for run in plan]
+    plan, pattern = checked(plan), only or "*"
+    patterns = (pattern, f"{pattern}/*")  # a notebook's name stands for all points of its grid
+    chosen = [run for run in plan if any(fnmatch.fnmatchcase(run.name, fits) for fits in patterns)]
+    if plan and not chosen:
+        names = ", ".join(run.name for run in plan)
+        raise InvalidInputError(f"Expected a pattern that fits a run, got {only!r}. Runs: {names}.")
+    known = _known_seconds(chosen[0].plan_dir.parent) if chosen else {}
+    rows = []
+    for run in chosen:
+        now, seconds = current_status(run.run_dir), known.get((run.notebook, run.profile))
+        if now is not None and now.state == "running":
+            rows.append(PlanRow(run, "running", seconds))
+        elif now is not None and not force and now.is_done(run.id):
+            rows.append(PlanRow(run, "hit", 0.0))
+        else:
+            failed = now is not None and now.id == run.id and now.state in ("failed", "timed out", "kernel died")
+            rows.append(PlanRow(run, "retry" if failed else "run", seconds))
+    return rows
 
 
-def _checked(run: RunStatus, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
-    defaults, run_dir = notebook_parameters(source), run.run_dir.resolve()
-    values = check_parameters(run.params, defaults, notebook_choices(source))
-    content = None
-    if "profile" in defaults:
-        name = values.get("profile", defaults["profile"])
-        content = profile(name).model_dump(mode="json")
-        if Path(name).suffix:  # a file: the kernel works in another directory
-            values["profile"] = str(Path(name).resolve())
-    if values.get("interactive"):
-        raise InvalidInputError(f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab.")
-    values |= {"interactive": False} if "interactive" in defaults else {}
-    decisive = {name: repr(value) for name, value in (defaults | values).items() if name not in ("run_dir", "profile")}
-    cells = [[cell["cell_type"], cell["source"], cell["metadata"]["tags"]] for cell in source["cells"]]
-    key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}
-    if "run_dir" in defaults:
-        values.setdefault("run_dir", str(run_dir))
-    profile_name = content and content["name"]
-    places = {"notebook": run.notebook.resolve(), "run_dir": run_dir}
-    return run.model_copy(update={"id": fingerprint(key), "params": values, "profile": profile_name, **places})
+def _known_seconds(runs: Path) -> dict[tuple[Any, ...], float]:
+    """The median seconds of the runs done under a directory, by notebook and profile."""
+    seconds: dict[tuple[Any, ...], list[float]] = {}
+    for path in runs.rglob(STATUS):
+        status = current_status(path.parent)
+        if status is not None and status.state == "done" and status.seconds is not None:
+            seconds.setdefault((status.notebook, status.profile), []).append(status.seconds)
+    return {key: median(values) for key, values in seconds.items()}
 
 
-def execute_run(
-    run: RunStatus,
+def run_suite(
+    plan: Sequence[RunStatus],
     *,
+    jobs: int = 1,
+    only: str | None = None,
     force: bool = False,
+    keep_going: bool = False,
     timeout: float | None = None,
-    progress: TextIO | None = None,
-    stop: threading.Event | None = None,
     report: Callable[[str], None] = _log.info,
-) -> RunStatus:
-    """Execute one run into its directory, unless it is done already ("hit") and not `force`d.
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> list[RunStatus]:
+    """Run a plan stage by stage, `jobs` at a time, for at most `timeout` seconds each; what is done is a "hit".
 
-    It leaves notebook.ipynb, notebook.html, what the notebook writes, and status.json, written last. Of several
-    processes that execute one run, one does and the others wait, then find it done. A failure is a result, not an
-    exception; raises InvalidInputError or DataFileError for bad input, StoreError if the status cannot be written.
+    All parameters and profiles are checked before the first kernel starts. A failed run does not stop the others of
+    its stage; those of later stages are "skipped" unless `keep_going`. `report` gets a line when something happens.
+    The plan is noted in plan.json. `scheduler` is the address of a Dask scheduler, on whose workers the runs then are
+    executed. `progress` shows what a run that is alone writes to stderr.
+    Raises InvalidInputError or DataFileError for bad input, before anything starts.
     """
-    stop = stop or threading.Event()
-    with _held(run, stop, report) as held:
-        (waiting,) = checked([run])  # now: it may have waited for hours
-        if not held:
-            return waiting.ended("interrupted")
-        before = stored_status(waiting.run_dir)
-        if before is not None and not force and is_done(before, waiting.id):
-            return before.model_copy(update={"state": "hit", "name": run.name})
-        return _executed(waiting, before, timeout, progress, stop)
+    if jobs < 1:
+        raise InvalidInputError(f"Expected jobs of at least 1, got {jobs}.")
+    if timeout is not None and not timeout > 0:
+        raise InvalidInputError(f"Expected a timeout above 0 seconds, got {timeout}.")
+    plan = checked(plan)
+    rows = look_ahead(plan, only=only, force=force)
+    todo = [row.run for row in rows if row.action != "hit"]
+    results = {row.run.name: row.run.ended("hit") for row in rows if row.action == "hit"}
+    if todo:
+        from nml_kit.pages import read_notebook  # with nbformat, which takes over a second to load
+
+        for notebook in {run.notebook for run in todo}:
+            read_notebook(notebook)
+    for plan_dir in {run.plan_dir for run in plan}:
+        write_plan(plan_dir, [run for run in plan if run.plan_dir == plan_dir])
+    if todo:
+        from nml_kit.batch.pool import Pool, connected  # with papermill and Dask: seconds to load
+
+        with connected(scheduler or jobs) as client:
+            options = {"force": force, "timeout": timeout, "progress": progress and len(rows) == 1}
+            results |= _stage_by_stage(todo, Pool(client, report, len(todo), **options), keep_going)
+    return [results[row.run.name] for row in rows if row.run.name in results]
 
 
-@contextmanager
-def _held(run: RunStatus, stop: threading.Event, report: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the lock of a run; False if `stop` was set before another process gave it free."""
-    lock = run_lock(run.run_dir.resolve())
-    path = Path(lock.lock_file)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        waits = 0
-        while not lock.is_locked and not (waits and stop.is_set()):
-            try:
-                lock.acquire(timeout=0.5 if waits else 0)
-            except filelock.Timeout:
-                waits += 1
-                if waits == 1:
-                    report(f"{run.name} waits: another process is running it")
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
+def _stage_by_stage(runs: list[RunStatus], pool: "Pool", keep_going: bool) -> dict[str, RunStatus]:
+    results: dict[str, RunStatus] = {}
+    for _, group in groupby(runs, lambda run: run.stage):
+        failed = [] if keep_going else [name for name, status in results.items() if status.exit_code]
+        if failed:
+            more = " and more" if len(failed) > 3 else ""
+            reason = f"not started: {', '.join(failed[:3])}{more} did not end well"
+            results |= {run.name: run.ended("skipped", reason) for run in group}
+        else:
+            results |= pool.execute(list(group))
+        if pool.interrupts:
+            break
+    if pool.interrupts and suite_exit_code(list(results.values())) != INTERRUPTED:
+        raise KeyboardInterrupt  # before a run had started that could say so
+    return results
 
 
-def _executed(
-    waiting: RunStatus, before: RunStatus | None, timeout: float | None, progress: TextIO | None, stop: threading.Event
-) -> RunStatus:
-    from nml_kit.batch.execution import KERNEL_LOG, UNFINISHED, Outcome, execute, finish_notebook  # seconds to load
-    from nml_kit.pages import export_html, read_notebook
-
-    run_dir = waiting.run_dir
-    node = read_notebook(waiting.notebook)
-    with explained(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    if before is None and (run_dir / "notebook.ipynb").exists():
-        raise InvalidInputError(f"Expected a directory of a run, got {run_dir} with a notebook.ipynb of your own.")
-    clock, started = time.monotonic(), _now()
-    running = waiting.model_copy(update={"state": "running", "started": started, **this_process()})
-    write_status(running)
-    if before is not None:
-        _remove_results(run_dir, before, ("notebook.ipynb", "notebook.html", UNFINISHED, KERNEL_LOG))
-    untouched = _stamps(run_dir)
-    try:
-        outcome = execute(node, waiting.params, run_dir, timeout=timeout, progress=progress, stop=stop)
-        if (unfinished := run_dir / UNFINISHED).exists():
-            finish_notebook(unfinished, run_dir / "notebook.ipynb")
-        if outcome.state == "done":
-            (run_dir / KERNEL_LOG).unlink(missing_ok=True)
-            export_html(run_dir / "notebook.ipynb", run_dir / "notebook.html")
-    except (OSError, NMLError) as error:  # such as a full disk
-        outcome = Outcome("failed", None, f"{type(error).__name__}: {error}")
-    made = [name for name, stamp in _stamps(run_dir).items() if untouched.get(name) != stamp]
-    ended = {"finished": _now(), "seconds": round(time.monotonic() - clock, 2), **outcome._asdict()}
-    status = running.model_copy(update=ended | {"files": {name: (run_dir / name).stat().st_size for name in made}})
-    write_status(status)
-    return status
-
-
-def _remove_results(run_dir: Path, before: RunStatus, names: Sequence[str]) -> None:
-    """Remove what an earlier run left: all that its status lists, or what one that was killed may have written."""
-    stale = [run_dir / name for name in (*before.files, *names)] + [*run_dir.glob(".tmp-*")]
-    if before.state == "running":
-        stale += run_dir.glob("*.parquet")
-    for path in stale:
-        if path.resolve().is_relative_to(run_dir) and not path.is_dir():
-            path.unlink(missing_ok=True)
-
-
-def _stamps(run_dir: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of each file in the directory of a run, by its path there."""
-    stats = ((path, path.lstat()) for path in files_in(run_dir))
-    return {path.relative_to(run_dir).as_posix(): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def suite_exit_code(results: Sequence[RunStatus]) -> int:
+    """Return 0 if all runs are done, 130 if interrupted, a single run's own code, else 3."""
+    codes = [result.exit_code for result in results]
+    if INTERRUPTED in codes:
+        return INTERRUPTED
+    if len(codes) == 1:
+        return codes[0]
+    return PART_FAILED if any(codes) else 0

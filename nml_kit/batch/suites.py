@@ -1,24 +1,26 @@
 """Suites: which notebooks to run with which parameters, read from YAML and turned into a plan."""
 
+import functools
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import count, product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from nml_kit import __version__
 from nml_kit.batch.status import RunStatus
 from nml_kit.errors import InvalidInputError
-from nml_kit.pages import notebook_parameters, read_source
+from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
 from nml_kit.store import fingerprint, read_yaml
+from nml_kit.study import load_profile
 
 _LONGEST_NAME = 120  # file systems allow 255 bytes; a letter may take four, and lock files add to it
 Grid = Mapping[str, list[Any]]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Resources(BaseModel, frozen=True, extra="forbid"):
@@ -53,26 +55,19 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     notebooks: tuple[SuiteEntry, ...] = Field(min_length=1)
 
 
-def read_model(path: str | Path, model: type[Model], expected: str) -> Model:
-    """Read a YAML file as `model`; raises DataFileError or InvalidInputError, which names the nearest field."""
+def _read_suite(path: Path) -> Suite:
+    """Read a suite file; an unknown field is told with the nearest one."""
     try:
-        return model.model_validate(read_yaml(path))
+        return Suite.model_validate(read_yaml(path))
     except ValidationError as error:
-        known = _field_names(model.model_json_schema())
-        problems = "; ".join(_problem(problem, known) for problem in error.errors())
-        raise InvalidInputError(f"Expected {expected} in {path}, got: {problems}.") from error
-
-
-def _field_names(schema: dict[str, Any]) -> list[str]:
-    parts = (schema, *schema.get("$defs", {}).values())
-    return [name for part in parts for name in part.get("properties", {})]
-
-
-def _problem(problem: Any, known: list[str]) -> str:
-    place = [str(part) for part in problem["loc"]] or ["file"]
-    nearest = get_close_matches(place[-1], known, n=1) if problem["type"] == "extra_forbidden" else []
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    return f"{'.'.join(place)}: {problem['msg']}{hint}"
+        known, problems = [*Suite.model_fields, *SuiteEntry.model_fields, *Resources.model_fields], []
+        for problem in error.errors():
+            place = ".".join(map(str, problem["loc"])) or "file"
+            nearest = get_close_matches(place.rpartition(".")[2], known, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest and problem["type"] == "extra_forbidden" else ""
+            problems.append(f"{place}: {problem['msg']}{hint}")
+        fields = "(name, profile, notebooks: [{notebook, params, grid, stage, resources}])"
+        raise InvalidInputError(f"Expected a suite {fields} in {path}, got: {'; '.join(problems)}.") from error
 
 
 def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None) -> list[RunStatus]:
@@ -83,35 +78,29 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
     Raises InvalidInputError or DataFileError.
     """
     path = Path(path)
-    suite = read_model(path, Suite, "a suite (name, profile, notebooks: [{notebook, params, grid, stage, resources}])")
+    suite = _read_suite(path)
     chosen = profile or suite.profile
     group = suite.name if chosen == suite.profile else f"{suite.name}-{_safe(Path(chosen).stem)}"
     plan: list[RunStatus] = []
     taken: set[str] = set()
     for entry in suite.notebooks:
         notebook = _below(path, entry.notebook)
-        name = _untaken(_safe(notebook.stem), taken)
         own_profile = profile or entry.profile or suite.profile
         if not profile and own_profile.endswith((".yaml", ".yml")):
             own_profile = str(_below(path, own_profile))
-        run = RunStatus(
-            name=name,
-            notebook=notebook,
-            run_dir=Path(runs) / group / name,
-            state="waiting",
-            stage=entry.stage,
-            source=path.resolve(),
-            resources=entry.resources.model_dump(),
-            params={"profile": own_profile, **entry.params},
-        )
-        plan += _grid_points(run, _shared_grid(suite.grid, run) | entry.grid)
+        params = {"profile": own_profile, **entry.params}
+        known = notebook_parameters(read_source(notebook)) if suite.grid else {}
+        shared = {key: values for key, values in suite.grid.items() if key in known and key not in params}
+        name = _untaken(_safe(notebook.stem), taken)
+        run = _waiting(notebook, Path(runs) / group / name, path.resolve(), params)
+        run = run.model_copy(update={"stage": entry.stage, "resources": entry.resources.model_dump()})
+        plan += _grid_points(run, shared | entry.grid)
     return sorted(plan, key=lambda run: run.stage)
 
 
-def _shared_grid(grid: Grid, run: RunStatus) -> dict[str, list[Any]]:
-    """The part of a suite's grid that a notebook takes."""
-    parameters = notebook_parameters(read_source(run.notebook)) if grid else {}
-    return {key: values for key, values in grid.items() if key in parameters and key not in run.params}
+def _waiting(notebook: Path, run_dir: Path, source: Path, params: dict[str, Any]) -> RunStatus:
+    place = {"name": run_dir.name, "notebook": notebook, "run_dir": run_dir, "source": source}
+    return RunStatus(state="waiting", params=params, **place)
 
 
 def _below(suite: Path, name: str) -> Path:
@@ -138,14 +127,11 @@ def plan_notebook(
 
     None takes the notebook's own profile. Raises InvalidInputError or DataFileError.
     """
-    notebook, params = Path(notebook).resolve(), params or {}
-    defaults = notebook_parameters(read_source(notebook))
-    group = profile or params.get("profile") or defaults.get("profile") or "none"
-    name = _safe(notebook.stem)
-    run_dir = Path(runs) / _safe(Path(str(group)).stem) / name
-    params = params | ({"profile": profile} if profile else {})
-    run = RunStatus(name=name, notebook=notebook, run_dir=run_dir, state="waiting", source=notebook, params=params)
-    return _grid_points(run, grid or {})
+    notebook = Path(notebook).resolve()
+    params = (params or {}) | ({"profile": profile} if profile else {})
+    group = params.get("profile") or notebook_parameters(read_source(notebook)).get("profile") or "none"
+    run_dir = Path(runs) / _safe(Path(str(group)).stem) / _safe(notebook.stem)
+    return _grid_points(_waiting(notebook, run_dir, notebook, params), grid or {})
 
 
 def _grid_points(base: RunStatus, grid: Grid) -> list[RunStatus]:
@@ -153,14 +139,16 @@ def _grid_points(base: RunStatus, grid: Grid) -> list[RunStatus]:
     for key, values in grid.items():
         if problem := _grid_problem(base, key, values):
             raise InvalidInputError(f"Grid of {base.notebook.name}: expected distinct values, {key!r} {problem}.")
+    if not grid:
+        return [base]
     taken: set[str] = set()
-    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())] if grid else []
     runs = []
-    for point in points:
+    for combination in product(*grid.values()):
+        point = dict(zip(grid, combination, strict=True))
         name = _untaken(_point_name(point), taken)
         place = {"run_dir": base.run_dir / name, "name": f"{base.name}/{name}"}
         runs.append(base.model_copy(update={"params": base.params | point, **place}))
-    return runs or [base]
+    return runs
 
 
 def _grid_problem(base: RunStatus, key: str, values: list[Any]) -> str:
@@ -195,3 +183,37 @@ def _untaken(name: str, taken: set[str]) -> str:
     chosen = next(candidate for candidate in candidates if candidate.casefold() not in taken)
     taken.add(chosen.casefold())
     return chosen
+
+
+def checked(plan: Sequence[RunStatus]) -> list[RunStatus]:
+    """Check notebooks' parameters and profiles, in a moment: nothing heavy is loaded and no kernel starts.
+
+    The runs then hold their ids and all that is injected; a notebook's `interactive` becomes False: a run shows
+    figures, not widgets. An id hashes the cells' sources and tags, all parameters but run_dir, the profile's content
+    and the version of nml_kit; not the code of nml_kit itself. Raises InvalidInputError or DataFileError.
+    """
+    source, profile = functools.cache(read_source), functools.cache(load_profile)
+    if len({run.run_dir for run in plan}) < len(plan):
+        raise InvalidInputError("Expected a directory for each run, got two runs in one: name them differently.")
+    return [_checked(run, source(run.notebook), profile) for run in plan]
+
+
+def _checked(run: RunStatus, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
+    defaults, run_dir = notebook_parameters(source), run.run_dir.resolve()
+    values = check_parameters(run.params, defaults, notebook_choices(source))
+    content = None
+    if "profile" in defaults:
+        name = values.get("profile", defaults["profile"])
+        content = profile(name).model_dump(mode="json")
+        if Path(name).suffix:  # a file: the kernel works in another directory
+            values["profile"] = str(Path(name).resolve())
+    if values.get("interactive"):
+        raise InvalidInputError(f"{run.name}: widgets need a kernel that stays; open the notebook in JupyterLab.")
+    values |= {"interactive": False} if "interactive" in defaults else {}
+    decisive = {name: repr(value) for name, value in (defaults | values).items() if name not in ("run_dir", "profile")}
+    cells = [[cell["cell_type"], cell["source"], cell["metadata"]["tags"]] for cell in source["cells"]]
+    key = {"cells": cells, "values": decisive, "profile": content, "nml_kit": __version__}
+    if "run_dir" in defaults:
+        values.setdefault("run_dir", str(run_dir))
+    places = {"notebook": run.notebook.resolve(), "run_dir": run_dir, "profile": content and content["name"]}
+    return run.model_copy(update={"id": fingerprint(key), "params": values, **places})

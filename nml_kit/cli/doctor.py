@@ -3,17 +3,15 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
-from packaging.version import Version
 
 MINIMUM_FREE_BYTES = 2 * 10**9
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding: `required` ones decide the exit code; `remedy` says what to do when it is not ok."""
 
     name: str
@@ -39,8 +37,7 @@ def _packages() -> Check:
     except PackageNotFoundError:
         return Check("packages", False, "nml_kit is not installed", "Run: pip install -e '.[notebooks]'")
     needed = [package for package in stated if not package.marker or package.marker.evaluate({"extra": "notebooks"})]
-    problems = [problem for package in needed if (problem := package_problem(package))]
-    if problems:
+    if problems := list(filter(None, map(package_problem, needed))):
         return Check("packages", False, "; ".join(problems), remedy)
     return Check("packages", True, f"all {len(needed)}, torch {version('torch')}, plotly {version('plotly')}", remedy)
 
@@ -51,7 +48,7 @@ def package_problem(requirement: Requirement) -> str:
         installed = version(requirement.name)
     except PackageNotFoundError:
         return f"{requirement.name} is missing"
-    fits = requirement.specifier.contains(Version(installed), prereleases=True)
+    fits = requirement.specifier.contains(installed, prereleases=True)
     return "" if fits else f"{requirement.name} {installed} is not {requirement.specifier}"
 
 

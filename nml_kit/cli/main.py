@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,8 +66,7 @@ Param = typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's pa
 Grid = typer.Option(metavar="KEY=A,B", help="Several values, in YAML: one run for each combination.")
 Only = typer.Option(metavar="PATTERN", help="Only runs whose name fits, as '02_*' or '*seed=1*'.")
 Scheduler = typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
-Cluster = typer.Option(metavar="FILE", help="Run on a Dask cluster made for this, as a YAML file says.")
-Retries = typer.Option(min=0, help="How often a run whose worker was lost is tried again; default: 3.")
+Files = typer.Option(metavar="FEATURES LABELS", help="Files (N, D) and (N,); those of --test are of test samples.")
 
 
 @app.command()
@@ -84,36 +82,24 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Start later stages after a failure too.")] = False,
     scheduler: Annotated[str | None, Scheduler] = None,
-    cluster: Annotated[Path | None, Cluster] = None,
-    retries: Annotated[int | None, Retries] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and start nothing.")] = False,
 ) -> None:
     """Run what is not done yet; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
-    from nml_kit import batch
-    from nml_kit.cli.console import live_progress, show_plan
+    from nml_kit.batch import look_ahead
 
     plan = _plan_of(target, runs, profile, param or [], grid or [])
-    elsewhere = _elsewhere(scheduler, cluster, retries, jobs)
-    workers = jobs if jobs is not None else os.cpu_count() or 1
-    if dry_run:
-        show_plan(batch.look_ahead(plan, only=only, force=force), workers)
-        raise typer.Exit
-    with live_progress() as report:
-        results = batch.run_suite(
-            plan,
-            jobs=workers,
-            only=only,
-            force=force,
-            keep_going=keep_going,
-            timeout=timeout,
-            report=report,
-            cluster=elsewhere,
-            retries=retries,
-            progress=sys.stderr.isatty(),
+    if jobs is not None and scheduler:
+        raise InvalidInputError(
+            "Expected no --jobs: the threads of the scheduler's workers are what runs side by side."
         )
-    _tell_results(results)
+    jobs = jobs if jobs is not None else os.cpu_count() or 1
+    if dry_run:
+        _show_plan(look_ahead(plan, only=only, force=force), jobs)
+        return
+    choices: dict[str, Any] = {"jobs": jobs, "only": only, "timeout": timeout, "force": force, "scheduler": scheduler}
+    code = _run(plan, keep_going=keep_going, progress=sys.stderr.isatty(), **choices)
     typer.echo(f"To see all runs on one page: {shlex.join(['nml', 'report', str(runs)])}")
-    if code := batch.suite_exit_code(results):
+    if code:
         again = shlex.join(["nml", *(word for word in sys.argv[1:] if word != "--force")])
         typer.echo(f"To continue (what is done is kept): {again}", err=True)
     raise typer.Exit(code)
@@ -123,11 +109,8 @@ def _plan_of(target: Path, runs: Path, profile: str | None, param: list[str], gr
     """The runs of a suite, or of a notebook with its parameters and grid."""
     from nml_kit.batch import plan_notebook, plan_suite
 
+    params, points = _pairs("-p", param), _pairs("--grid", grid)
     if target.suffix not in (".yaml", ".yml"):
-        params = dict(_key_and_value("-p", text) for text in param)
-        points = dict(_key_and_value("--grid", text, several=True) for text in grid)
-        if len(points) < len(grid):
-            raise InvalidInputError("Expected --grid once for each parameter: --grid KEY=A,B.")
         return plan_notebook(target, runs=runs, profile=profile, params=params, grid=points)
     if param or grid:
         word = "-p" if param else "--grid"
@@ -135,38 +118,53 @@ def _plan_of(target: Path, runs: Path, profile: str | None, param: list[str], gr
     return plan_suite(target, runs=runs, profile=profile)
 
 
-def _key_and_value(option: str, text: str, *, several: bool = False) -> tuple[str, Any]:
+def _pairs(option: str, texts: list[str]) -> dict[str, Any]:
+    """What the words of `-p KEY=VALUE` or `--grid KEY=A,B` hold, read as YAML."""
     from nml_kit.store import parse_yaml
 
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InvalidInputError(f"Expected {option} KEY=VALUE, got {text!r}.")
-    if several:
-        return key, parse_yaml(f"[{value}]", f"{option} {key}=A,B")
-    return key, parse_yaml(value, f"{option} {key}=VALUE") if value else ""
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidInputError(f"Expected {option} KEY=VALUE, got {text!r}.")
+        if option == "--grid" and key in pairs:
+            raise InvalidInputError("Expected --grid once for each parameter: --grid KEY=A,B.")
+        value = f"[{value}]" if option == "--grid" else value
+        pairs[key] = parse_yaml(value, f"{option} {key}=VALUE") if value else ""
+    return pairs
 
 
-def _elsewhere(scheduler: str | None, cluster: Path | None, retries: int | None, jobs: int | None) -> Any:
-    """Where runs are executed if not here: a scheduler's address, what a cluster file says, or None."""
-    if retries is not None and not (scheduler or cluster):
-        raise InvalidInputError("Expected --retries with --scheduler or --cluster: here no worker can be lost.")
-    if scheduler and cluster:
-        raise InvalidInputError("Expected --scheduler or --cluster, got both.")
-    if jobs is not None and (scheduler or cluster):
-        raise InvalidInputError("Expected no --jobs: the threads of the cluster's workers are what runs side by side.")
-    if cluster:
-        from nml_kit.batch import read_cluster_file
+def _show_plan(rows: list[Any], jobs: int) -> None:
+    """Print what would be done, and about how long it takes: a run that was never timed counts as the mean."""
+    from nml_kit.cli.console import show
 
-        return read_cluster_file(cluster)
-    return scheduler
+    cells = [(row.run.name, row.action, "?" if row.seconds is None else f"{row.seconds:.0f}") for row in rows]
+    show("What nml run would do", ["run", "state", "seconds"], cells)
+    todo = [row.seconds for row in rows if row.action != "hit"]
+    timed = [seconds for seconds in todo if seconds is not None]
+    total = max([*timed, sum(timed) / max(len(timed), 1) * len(todo) / jobs])
+    about = f"about {total:.0f} s" if total < 100 else f"about {total / 60:.0f} min"
+    unknown = "" if len(timed) == len(todo) else f"; {len(todo) - len(timed)} never timed, taken as the mean"
+    typer.echo(f"{len(todo)} to run, {about if timed or not todo else 'unknown time'} with --jobs {jobs}{unknown}")
+
+
+def _run(plan: list[Any], **options: Any) -> int:
+    """Run a plan; print a line for each run, with its page, and one for its error; return the exit code."""
+    from nml_kit.batch import run_suite, suite_exit_code
+
+    results = run_suite(plan, report=lambda text: typer.echo(f"nml: {text}", err=True), **options)
+    for result in results:
+        page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
+        typer.echo(f"{result.state}: {page if page.exists() else result.name}")
+        if result.error:
+            typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
+    return suite_exit_code(results)
 
 
 @app.command()
 def audit(
-    train: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="FEATURES LABELS", help="Files (N, D), (N,).")
-    ] = None,
-    test: Annotated[tuple[Path, Path] | None, typer.Option(metavar="FEATURES LABELS", help="Of test samples.")] = None,
+    train: Annotated[tuple[Path, Path] | None, Files] = None,
+    test: Annotated[tuple[Path, Path] | None, Files] = None,
     domains: Annotated[Path | None, typer.Option(help="File (N,) of the domains of train samples.")] = None,
     test_domains: Annotated[Path | None, typer.Option(help="File (N,) of those of test samples.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Or a backbone, as packaged:efficientnet-lite0,")] = None,
@@ -175,8 +173,7 @@ def audit(
     runs: RunsOption = RUNS,
 ) -> None:
     """Make a report card of frozen features: their spectrum, three tuned heads, and whether to bother."""
-    from nml_kit.batch import plan_notebook, run_suite, suite_exit_code
-    from nml_kit.cli.console import live_progress
+    from nml_kit.batch import plan_notebook
     from nml_kit.study import notebooks_dir
 
     if (train is None) == (backbone is None or data is None) or (train is not None and (backbone or data)):
@@ -187,19 +184,7 @@ def audit(
     params |= {"backbone": backbone, "data": data} if backbone else {}
     params |= {"held_out": held_out} if held_out else {}
     plan = plan_notebook(notebooks_dir() / "audit.ipynb", runs=runs, params=params)
-    with live_progress() as report:  # always anew: files change under their names, and heads are stored
-        results = run_suite(plan, force=True, report=report)
-    _tell_results(results)
-    raise typer.Exit(suite_exit_code(results))
-
-
-def _tell_results(results: Iterable[Any]) -> None:
-    """A line for each run, with its page, and one for its error."""
-    for result in results:
-        page = result.run_dir / ("notebook.html" if result.exit_code == 0 else "notebook.ipynb")
-        typer.echo(f"{result.state}: {page}" if page.exists() else f"{result.state}: {result.name}")
-        if result.error:
-            typer.secho(f"  {result.notebook}, {result.error}", err=True, fg="red")
+    raise typer.Exit(_run(plan, force=True))  # always anew: files change under their names, and heads are stored
 
 
 @app.command()
@@ -210,14 +195,12 @@ def status(
 ) -> None:
     """Show what is done, runs, waits or failed."""
     from nml_kit.batch import read_statuses
-    from nml_kit.cli.console import show_statuses, watch_statuses
+    from nml_kit.cli.console import show_statuses
 
     if as_json:
         typer.echo(json.dumps([status.record() for status in read_statuses(runs)], indent=1))
-    elif watch:
-        watch_statuses(runs)
     else:
-        show_statuses(runs)
+        show_statuses(runs, watch=watch)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 import html
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +21,7 @@ _LONGEST_LABEL, _LONGEST_NOTE, _LONGEST_LEGEND = 16, 48, 70  # characters that f
 _HIGHEST = 5000  # pixels of a figure: more is a mistake of its maker
 _BUTTONS = ["sendChartToCloud", "zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
 _CONFIG = {"responsive": True, "displaylogo": False, "plotlyServerURL": "", "modeBarButtonsToRemove": _BUTTONS}
+_TAG = re.compile("<[^>]+>")  # of plotly's few in texts
 _FIGURE = Markup(
     "<figure><figcaption>{0}</figcaption>"
     '<div class="nml-figure" role="img" aria-label="{0}" style="height:{1}px;min-width:{3}px"></div>'
@@ -51,7 +51,7 @@ def figure_title(figure: dict[str, Any]) -> str:
     """The figure's title as plain text, without plotly's tags; "figure" if it has none."""
     title = figure["layout"].get("title")
     text = title.get("text") if isinstance(title, dict) else title
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", str(text or ""))).split()) or "figure"
+    return " ".join(html.unescape(_TAG.sub(" ", str(text or ""))).split()) or "figure"
 
 
 def narrowest_width(data: list[Any], layout: dict[str, Any]) -> int:
@@ -62,33 +62,25 @@ def narrowest_width(data: list[Any], layout: dict[str, Any]) -> int:
     >>> narrowest_width([{"type": "heatmap", "z": [[1]]}], {})
     680
     """
-    traces = [trace for trace in data if isinstance(trace, dict)]
+    traces, notes = _dicts(data), _dicts(layout.get("annotations"))
     names = {str(trace.get("name", "")) for trace in traces if trace.get("showlegend") is not False}
     columns = [trace["y"] for trace in traces if isinstance(trace.get("y"), list)]
     labels = [value for column in columns for value in column if isinstance(value, str)]
+    lines = "<br>".join(str(note.get("text", "")) for note in notes).split("<br>")
+    domains = {str(axis.get("domain")) for axis in _dicts([layout[key] for key in layout if key.startswith("xaxis")])}
     fits = (
-        _panel_columns(layout) == 1
+        len(domains) <= 1
         and all(trace.get("type") in (None, "scatter", "bar") for trace in traces)
         and all(len(label) <= _LONGEST_LABEL for label in labels)
-        and all(len(note) <= _LONGEST_NOTE for note in _notes(layout))
+        and all(len(_TAG.sub("", line)) <= _LONGEST_NOTE for line in lines)
         and sum(map(len, names)) <= _LONGEST_LEGEND
     )
     return _NARROW if fits else _WIDE
 
 
-def _panel_columns(layout: dict[str, Any]) -> int:
-    """How many panels stand side by side: where x axes begin."""
-    axes = [axis for name, axis in layout.items() if name.startswith("xaxis") and isinstance(axis, dict)]
-    domains = [axis["domain"] if isinstance(axis.get("domain"), list) else [] for axis in axes]
-    return len({domain[0] if domain and isinstance(domain[0], int | float) else 0 for domain in domains}) or 1
-
-
-def _notes(layout: dict[str, Any]) -> Iterator[str]:
-    """The lines of what is written on a figure, such as titles of panels, without plotly's tags."""
-    notes = layout.get("annotations")
-    for note in notes if isinstance(notes, list) else ():
-        text = str(note.get("text", "")) if isinstance(note, dict) else ""
-        yield from (re.sub(r"<[^>]+>", "", line) for line in text.split("<br>"))
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    """The dicts in what should be a list of them: a stored figure may hold anything."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def save_figure(figure: go.Figure, path: str | Path, *, width: int = _WIDTH, scale: float = 2.0) -> Path:

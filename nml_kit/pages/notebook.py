@@ -20,23 +20,15 @@ from pygments.formatters import HtmlFormatter
 
 from nml_kit.errors import DataFileError
 from nml_kit.pages.figures import ImageFormat, figure_html, plain_figure, save_figure
-from nml_kit.pages.parameters import run_parameters
+from nml_kit.pages.parameters import notebook_parameters
 from nml_kit.pages.tables import mark_text_columns
 from nml_kit.store import replacing
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 _PROGRESS_LINE = re.compile(r"\d+%\|| \[\d+:\d\d[<,]")  # tqdm with and without a known total
 _CURSOR_MOVE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of nested progress bars, and colours
-_TAG_NAMES = """
-a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd
-li ol p pre s section small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
-_ATTRIBUTES = {
-    "*": {"class", "id", "title"},
-    "a": {"href"},
-    "img": {"src", "alt", "width", "height"},
-    "td": {"colspan", "rowspan"},
-    "th": {"colspan", "rowspan"},
-}
+_TAGS = nh3.ALLOWED_TAGS | {"section", "tfoot"}
+_ATTRIBUTES = nh3.ALLOWED_ATTRIBUTES | {"*": {"class", "id", "title"}}
 _LINKS = ("#", "http://", "https://", "mailto:")  # no other file travels with the page
 _CODE_STYLES = ("default", "github-dark")
 _TOKEN = re.compile(r"nml-figure-[0-9a-f]{32}")
@@ -103,7 +95,7 @@ def notebook_page(
     body, _ = _exporter().from_notebook_node(notebook)
     body = nh3.clean(
         body,
-        tags=set(_TAG_NAMES.split()),
+        tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=_harmless,
         link_rel=None,
@@ -195,8 +187,9 @@ def shown_parameters(params: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _params(notebook: NotebookNode) -> list[tuple[str, str]]:
+    """The parameters that the notebook ran with: its defaults, and over them what papermill injected."""
     try:
-        return shown_parameters(run_parameters(notebook))
+        return shown_parameters(notebook_parameters(notebook) | notebook_parameters(notebook, "injected-parameters"))
     except ValueError:  # a parameters cell of another kind, or a number too long to print: the code is on the page
         return []
 

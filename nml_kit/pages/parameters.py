@@ -5,8 +5,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 
@@ -31,26 +32,13 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def notebook_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return names and default values of the cell tagged "parameters": assignments of plain literals.
+def notebook_parameters(notebook: Mapping[str, Any], tag: str = "parameters") -> dict[str, Any]:
+    """Return names and values of the first cell with this tag, assignments of plain literals: by default, the defaults.
 
     (papermill's own inspection goes line by line and misses defaults that hold "=" or span lines.)
     Raises InvalidInputError if the cell holds anything else.
     """
-    return {name: default for name, default, _ in _assignments(notebook)}
-
-
-def run_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that an executed notebook ran with: its defaults, and over them what papermill injected.
-
-    Raises InvalidInputError as `notebook_parameters` does.
-
-    >>> cells = [("parameters", "task = 'icons'"), ("injected-parameters", "task = 'emoji'")]
-    >>> run_parameters({"cells": [{"source": source, "metadata": {"tags": [tag]}} for tag, source in cells]})
-    {'task': 'emoji'}
-    """
-    injected = {name: value for name, value, _ in _assignments(notebook, "injected-parameters")}
-    return notebook_parameters(notebook) | injected
+    return {name: value for name, value, _ in _assignments(notebook, tag)}
 
 
 def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -63,30 +51,25 @@ def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     >>> notebook_choices({"cells": [{"source": source, "metadata": {"tags": ["parameters"]}}]})
     {'method': ('LP', 'MLP')}
     """
-    return {name: choices for name, _, choices in _assignments(notebook) if choices}
+    return {name: choices for name, _, choices in _assignments(notebook, "parameters") if choices}
 
 
-def _assignments(notebook: Mapping[str, Any], tag: str = "parameters") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    cells = [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
-    source = cells[0]["source"] if cells else ""
+def _assignments(notebook: Mapping[str, Any], tag: str) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Name, value and choices ("# one of LP, MLP; …") of each line."""
+    source = next((cell["source"] for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])), "")
     try:
         for statement in ast.parse(source).body:
             target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
             if not isinstance(target, ast.Name) or not isinstance(statement, ast.Assign | ast.AnnAssign):
                 raise ValueError(f"line {statement.lineno}")
             last_line = source.splitlines()[(statement.end_lineno or 1) - 1].encode()  # columns are counted in bytes
-            comment = last_line[statement.end_col_offset :].decode()
-            yield target.id, ast.literal_eval(statement.value or ast.Constant(None)), _choices(comment)
+            listed = re.match(r"\s*#\s*one of ([^;]+)", last_line[statement.end_col_offset :].decode())
+            choices = tuple(text.strip() for text in listed[1].split(",")) if listed else ()
+            yield target.id, ast.literal_eval(statement.value or ast.Constant(None)), choices
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # as literal_eval documents
         raise InvalidInputError(
             f"Expected lines `name = literal` in the parameters cell, got another statement: {error}."
         ) from error
-
-
-def _choices(comment: str) -> tuple[str, ...]:
-    """The texts listed by "# one of LP, MLP; …"; none for any other comment."""
-    match = re.match(r"\s*#\s*one of ([^;]+)", comment)
-    return tuple(text.strip() for text in match[1].split(",")) if match else ()
 
 
 def check_parameters(
@@ -100,17 +83,18 @@ def check_parameters(
     >>> check_parameters({"rate": 1}, {"rate": 0.5, "task": "icons"})
     {'rate': 1.0}
     """
-    checked = {name: _checked(name, value, defaults) for name, value in params.items()}
-    for name, allowed in (choices or {}).items():
-        if name in checked and checked[name] not in allowed:
+    checked = {}
+    for name, value in params.items():
+        if name not in defaults:
+            raise unknown_name("parameter", name, defaults)
+        checked[name] = _checked(name, value, defaults[name])
+        allowed = (choices or {}).get(name, (checked[name],))
+        if checked[name] not in allowed:
             raise unknown_name(f"value of parameter {name!r}:", str(checked[name]), map(str, allowed))
     return checked
 
 
-def _checked(name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
-    if name not in defaults:
-        raise unknown_name("parameter", name, defaults)
-    default = defaults[name]
+def _checked(name: str, value: Any, default: Any) -> Any:
     try:
         plain = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -121,18 +105,11 @@ def _checked(name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
     if plain != value and not isinstance(value, tuple):
         raise InvalidInputError(f"Parameter {name!r}: expected text as keys, got {value!r}.")
     if isinstance(default, float) and not isinstance(plain, bool):
-        try:
-            number = float(plain)  # YAML reads 1 as int and 1e-3 as text
-        except (TypeError, ValueError, OverflowError):
-            _wrong_type(name, value, default)
-        return number if math.isfinite(number) else _wrong_type(name, value, default)
-    expected = list if isinstance(default, tuple) else type(default)
-    if default is not None and type(plain) is not expected:
-        _wrong_type(name, value, default)
-    return plain
-
-
-def _wrong_type(name: str, value: Any, default: Any) -> NoReturn:
+        with suppress(TypeError, ValueError, OverflowError):  # YAML reads 1 as int and 1e-3 as text
+            if math.isfinite(plain := float(plain)):
+                return plain
+    elif default is None or type(plain) is (list if isinstance(default, tuple) else type(default)):
+        return plain
     raise InvalidInputError(
         f"Parameter {name!r}: expected {type(default).__name__}, as in its default {default!r}, "
         f"got {value!r} ({type(value).__name__})."

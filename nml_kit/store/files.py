@@ -23,9 +23,7 @@ _LONGEST_YAML = 50_000  # characters
 _LARGEST_YAML = 100_000  # values, with each alias counted as what it stands for
 
 
-def write_tensors(
-    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None
-) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Any = None) -> None:
     """Write named arrays of bool, integers or floats as safetensors; equal content gives equal bytes.
 
     `metadata`, plain data, is kept as one JSON text "nml_kit", because safetensors writes several in a random order.
@@ -35,7 +33,7 @@ def write_tensors(
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise InvalidInputError(f"Expected numbers in tensor {name!r}, got dtype {array.dtype}; convert it.")
-    notes = {"nml_kit": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    notes = {"nml_kit": json.dumps(metadata, sort_keys=True)} if metadata else None
     with replacing(Path(path)) as temporary:
         mode = temporary.stat().st_mode
         save_file(arrays, temporary, metadata=notes)
@@ -74,20 +72,17 @@ def read_table(path: Path | str, columns: Sequence[str]) -> "pa.Table":
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write plain `content` as JSON with sorted keys; raises InvalidInputError and StoreError."""
+    """Write plain `content` as JSON with sorted keys; raises InvalidInputError if it is not plain, and StoreError."""
     text = json_text(content)
     with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file; raises DataFileError when it is missing, not JSON, or nothing that `write_json` writes.
-
-    That is half a surrogate pair, or lists in lists without end.
-    """
+    """Read a JSON file; raises DataFileError when it is missing, not JSON, or nothing that `write_json` can write."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        json_text(content)
+        json_text(content)  # refuses half a surrogate pair, and lists in lists without end
         return content
     except (OSError, ValueError, RecursionError) as error:
         raise DataFileError(f"Expected a JSON file at {path}, got: {error}; make it again.") from error

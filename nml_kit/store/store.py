@@ -19,7 +19,7 @@ import numpy as np
 import platformdirs
 
 from nml_kit import __version__
-from nml_kit.errors import CorruptEntryError, DataFileError, InvalidInputError, StoreError, unknown_name
+from nml_kit.errors import CorruptEntryError, DataFileError, InvalidInputError, unknown_name
 from nml_kit.store.files import (
     delete_temporaries,
     explained,
@@ -65,8 +65,9 @@ class Entry:
 
     def tensors(self, name: str = "tensors.safetensors") -> dict[str, np.ndarray]:
         """Read the arrays of file `name`, memory-mapped; raises UnknownNameError when there is none."""
-        if name not in self.manifest["files"]:
-            raise unknown_name(f"file of {self.kind} entry {self.digest[:12]}", name, self.manifest["files"])
+        files = self.manifest["files"]
+        if name not in files:
+            raise unknown_name(f"file of {self.kind} entry {self.digest[:12]}", name, files)
         return read_tensors(self.path / name)
 
 
@@ -94,14 +95,14 @@ class Store:
         Raises CorruptEntryError when a file is missing, unreadable or differs from the manifest.
         """
         path = self.root / "entries" / _safe(kind) / fingerprint(key)
-        return _verified(path) if os.path.lexists(path) else None
+        return _entry(path) if os.path.lexists(path) else None
 
     def open(self, kind: str, digest: str) -> Entry:
         """Return the entry with this whole `digest`; raises UnknownNameError and CorruptEntryError."""
         path = self.root / "entries" / _safe(kind) / _safe(digest)
         if not os.path.lexists(path):
             raise unknown_name(f"{kind} entry", digest, (entry.digest for entry in self.entries(kind)))
-        return _verified(path)
+        return _entry(path)
 
     def get_or_build(self, kind: str, key: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
         """Return the entry of `key`, building it when it is missing; of several processes only one builds.
@@ -125,24 +126,23 @@ class Store:
             with explained(target):
                 _publish(work / "entry", target, {"kind": kind, "key": plain(key), "card": card})
             shutil.rmtree(work, ignore_errors=True)
-        return _verified(target)
+        return _entry(target)
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """List the entries, of one `kind` or all, by their manifests alone (`verify` checks the bytes)."""
         for path in sorted((self.root / "entries").glob(f"{_safe(kind) if kind else '*'}/*")):
-            yield _listed(path, _manifest)
+            yield _listed(path, whole=False)
 
     def verify(self) -> list[Entry]:
         """Check every byte of every entry and return the corrupt ones, each with its problem."""
-        checked = (_listed(entry.path, _checked_manifest) for entry in self.entries())
-        return [entry for entry in checked if entry.problem]
+        return [entry for listed in self.entries() if (entry := _listed(listed.path)).problem]
 
     def prune(self, *, corrupt_only: bool = False) -> list[Path]:
         """Delete corrupt entries and, unless `corrupt_only`, work that no process holds; return the paths."""
         removed = []
         for entry in self.verify():
             with self._lock(f"{entry.kind}-{entry.digest}"), explained(entry.path):
-                if not os.path.lexists(entry.path) or not _listed(entry.path, _checked_manifest).problem:
+                if not os.path.lexists(entry.path) or not _listed(entry.path).problem:
                     continue  # repaired by another process in the meantime
                 # Renamed before it is deleted: no reader sees a part of an entry.
                 aside = temporary_beside(self.root / "work" / entry.digest)
@@ -196,28 +196,25 @@ def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
     fsync(target.parent)
 
 
-def _verified(path: Path) -> Entry:
-    return Entry(path.parent.name, path.name, path, _checked_manifest(path))
-
-
-def _listed(path: Path, read: Callable[[Path], dict[str, Any]]) -> Entry:
-    try:
-        return Entry(path.parent.name, path.name, path, read(path))
-    except StoreError as error:
-        return Entry(path.parent.name, path.name, path, {}, str(error))
-
-
-def _checked_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest and check the bytes of all files that it names."""
-    manifest = _manifest(path)
-    for name, about in manifest["files"].items():
+def _entry(path: Path, *, whole: bool = True) -> Entry:
+    """The entry at `path`, its manifest checked, and the bytes of its files if `whole`; raises CorruptEntryError."""
+    entry = Entry(path.parent.name, path.name, path, _manifest(path))
+    for name, about in entry.manifest["files"].items() if whole else ():
         try:
             digest = _sha256(path / name)
         except OSError as error:
             digest = f"nothing ({error})"
         if digest != about["sha256"]:
             raise CorruptEntryError(f"Expected {path / name} with sha256 {about['sha256']}, got {digest}. {_REPAIR}")
-    return manifest
+    return entry
+
+
+def _listed(path: Path, *, whole: bool = True) -> Entry:
+    """As `_entry`, but one that is corrupt comes with its problem."""
+    try:
+        return _entry(path, whole=whole)
+    except CorruptEntryError as error:
+        return Entry(path.parent.name, path.name, path, {}, str(error))
 
 
 def _manifest(path: Path) -> dict[str, Any]:

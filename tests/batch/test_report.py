@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
     (suite / "dead" / "rows.parquet").write_bytes(b"PAR1 cut short")
     write_run(suite / "killed", "running")
     (suite / "killed" / "notebook.ipynb").rename(suite / "killed" / "unfinished.ipynb")
-    going = write_run(suite / "going", "running", seconds=None, finished="")
+    going = write_run(suite / "going", "running", seconds=None, finished=None)
     (suite / "unreadable").mkdir()
     (suite / "unreadable" / "status.json").write_text('{"name": ' + IMAGE)
     write_plan(suite, [going.model_copy(update={"name": "later", "run_dir": suite / "later", "state": "waiting"})])
@@ -274,7 +274,7 @@ def address(request, index):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium command to open the pages")
 def test_chromium_draws_every_figure_and_runs_no_foreign_script(index, address, tmp_path):
     pages = sorted(index.parent.glob("*.html"), key=lambda path: parsed(path).select(".nml-figure") == [])
-    for path in [index, *pages[:3]]:
+    for path in [index, pages[0]] if address.startswith("file:") else [index]:
         command = [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",

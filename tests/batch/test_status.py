@@ -6,8 +6,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from nml_kit.batch import RunStatus, current_status, is_done, read_statuses, run_lock, write_plan, write_status
-from nml_kit.batch.status import stored_status, this_process
+from nml_kit.batch import RunStatus, current_status, read_statuses, run_lock, write_plan, write_status
 from nml_kit.errors import InvalidInputError
 
 
@@ -40,8 +39,7 @@ def test_a_plan_replaces_what_the_same_source_asked_for(tmp_path):
 
 
 def test_who_says_running_but_holds_no_lock_was_interrupted(tmp_path):
-    write_status(status(tmp_path, "r", "running", **this_process()))
-    assert stored_status(tmp_path / "r").state == "running"
+    write_status(status(tmp_path, "r", "running"))
     assert current_status(tmp_path / "r").state == "interrupted"
     with run_lock(tmp_path / "r") as lock:
         Path(lock.lock_file).parent.mkdir(exist_ok=True)
@@ -54,20 +52,19 @@ def test_a_broken_status_is_told_not_hidden(tmp_path, text):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "status.json").write_text(text)
     assert states(tmp_path) == {"r": "unreadable"}
-    assert not is_done(stored_status(tmp_path / "r"), "")
+    assert not current_status(tmp_path / "r").is_done("")
 
 
 def test_a_run_is_done_only_with_its_id_and_all_its_files(tmp_path):
     one = status(tmp_path, "r", "done", files={"rows.parquet": 3})
     (tmp_path / "r" / "rows.parquet").write_bytes(b"123")
-    assert is_done(one, "one")
-    assert not is_done(one, "two")
-    assert not is_done(one.model_copy(update={"state": "failed"}), "one")
+    assert one.is_done("one")
+    assert not one.is_done("two")
+    assert not one.ended("failed").is_done("one")
     (tmp_path / "r" / "rows.parquet").write_bytes(b"12")
-    assert not is_done(one, "one")
+    assert not one.is_done("one")
     (tmp_path / "r" / "rows.parquet").unlink()
-    assert not is_done(one, "one")
-    assert not is_done(None, "one")
+    assert not one.is_done("one")
 
 
 def test_a_plan_cannot_name_what_lies_elsewhere(tmp_path):

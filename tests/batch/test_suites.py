@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nml_kit.batch import RunStatus, plan_notebook, plan_suite, suites
 from nml_kit.errors import DataFileError, InvalidInputError
-from tests.batch.test_batch import write_notebook
+from tests.batch.test_run import write_notebook
 
 
 def suite_file(tmp_path: Path, text: str) -> Path:
@@ -141,6 +141,7 @@ def test_bad_grids_are_refused(tmp_path, grid, message):
 words = st.text(min_size=1, max_size=300) | st.sampled_from(["..", "../..", "a/b", "a,b=c", "A", "a", ".", "/etc"])
 
 
+@settings(max_examples=30, deadline=None)
 @given(grid=st.dictionaries(words, st.lists(words, min_size=1, max_size=4, unique=True), min_size=1, max_size=2))
 def test_points_have_directories_of_their_own_inside_the_runs(grid):
     base = RunStatus(name="n", notebook=Path("n.ipynb"), run_dir=Path("runs/demo/n"), state="waiting")

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from nml_kit import __version__
 from nml_kit.cli import app, doctor
 from nml_kit.store import Store, write_tensors
-from tests.batch.test_batch import write_notebook
 from tests.batch.test_results import summary_frame
+from tests.batch.test_run import write_notebook
 
 
 def nml(*words: object):

@@ -22,7 +22,7 @@ from nml_kit.batch import (
 )
 from nml_kit.errors import StoreError
 from nml_kit.store import Store, write_tensors
-from tests.batch.test_batch import write_notebook
+from tests.batch.test_run import write_notebook
 from tests.faults.running import Place, ended, wait_for
 
 pytestmark = pytest.mark.xdist_group("faults")
@@ -37,7 +37,6 @@ def build(work):
     return {}
 
 entry = Store().get_or_build("features", {"seed": seed}, build)
-print(entry.tensors("features.safetensors")["values"].sum())
 """
 
 
@@ -197,7 +196,8 @@ def test_a_clock_that_went_backwards_changes_nothing(tmp_path, day):
         row.run.run_dir.mkdir(parents=True)
         (row.run.run_dir / "rows.txt").write_text("abc")
         times = {"started": "2999-12-31T23:59:59+00:00", "finished": f"{day}T00:00:00+00:00", "seconds": 1.0}
-        write_status(row.run.model_copy(update={"state": "done", "files": {"rows.txt": 3}, **times}))
+        done = {"state": "done", "files": {"rows.txt": 3}, **times}
+        write_status(RunStatus.model_validate(row.run.record() | done))
         for path in (row.run.run_dir, *row.run.run_dir.iterdir()):
             os.utime(path, (2**32, 2**32) if day > "2000" else (0, 0))
     assert [row.action for row in look_ahead(plan)] == ["hit"] * 3

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML, YAMLError
 
-from nml_kit.batch import RunStatus, current_status, is_done, plan_suite, read_statuses, summary_of_runs, write_plan
+from nml_kit.batch import RunStatus, current_status, plan_suite, read_statuses, summary_of_runs, write_plan
 from nml_kit.data import REQUIRED_COLUMNS, load_task
 from nml_kit.errors import NMLError
 from nml_kit.store import Store, fingerprint, parse_yaml, read_yaml
@@ -221,7 +221,7 @@ def test_statuses_and_plans(outside, data):
     status = current_status(outside / "r")
     assert status.seconds is None or status.seconds >= 0
     assert not any(name.startswith(("/", "..")) for name in status.files)
-    is_done(status, "i")
+    status.is_done("i")
     for one in tried(lambda: read_statuses(outside)) or ():
         assert one.run_dir.resolve().is_relative_to(outside)
         json.dumps(one.record())

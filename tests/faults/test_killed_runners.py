@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.test_batch import write_notebook
+from tests.batch.test_run import write_notebook
 from tests.faults.running import Place, ended, wait_for
 
 pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(300)]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import kaleido
 import nbformat
 import plotly.graph_objects as go
 import pytest
@@ -72,7 +73,14 @@ def test_a_page_says_the_width(tmp_path):
     assert "min-width:300px" in page.read_text(encoding="utf-8")
 
 
-needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium, which draws the figures")
+@pytest.fixture(scope="module")
+def browser():
+    """One for all figures of this file: each start takes seconds."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium, which draws the figures")
+    kaleido.start_sync_server(silence_warnings=True)
+    yield
+    kaleido.stop_sync_server(silence_warnings=True)
 
 
 @pytest.fixture
@@ -82,8 +90,7 @@ def figure() -> go.Figure:
     return add_control(figure, {"linear": figure, "MENU": view}, "menu")
 
 
-@needs_browser
-def test_a_png_has_the_size_of_the_figure_and_none_of_its_menus(figure, tmp_path):
+def test_a_png_has_the_size_of_the_figure_and_none_of_its_menus(browser, figure, tmp_path):
     saved = save_figure(figure, tmp_path / "one.png", width=500, scale=2)
     with Image.open(saved) as image:
         assert image.size == (1000, 2 * figure.layout.meta["without_controls"]["height"])
@@ -95,8 +102,7 @@ def test_a_png_has_the_size_of_the_figure_and_none_of_its_menus(figure, tmp_path
     assert save_figure(figure, tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
 
 
-@needs_browser
-def test_every_figure_of_a_notebook_becomes_a_file(figure, tmp_path):
+def test_every_figure_of_a_notebook_becomes_a_file(browser, figure, tmp_path):
     outputs = [nbformat.v4.new_output("display_data", {PLOTLY_MIME: figure.to_plotly_json()}) for _ in range(2)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("draw()", outputs=outputs)])
     nbformat.write(notebook, tmp_path / "n.ipynb")

@@ -1,6 +1,5 @@
 """Real notebooks on a real Dask cluster: two worker processes on this machine, started once."""
 
-import asyncio
 import json
 import os
 import signal
@@ -16,20 +15,16 @@ from distributed import LocalCluster
 from typer.testing import CliRunner
 
 from nml_kit.batch import (
-    cluster,
     plan_suite,
     pool,
-    read_cluster_file,
     read_statuses,
     run_suite,
     suite_exit_code,
 )
 from nml_kit.cli import app
-from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
-from tests.batch.test_batch import planned, write_notebook
+from tests.batch.test_run import planned, write_notebook
 
 pytestmark = pytest.mark.xdist_group("cluster")
-CLUSTERS = Path(__file__).parents[2] / "notebooks" / "clusters"
 PARAMETERS = 'run_dir = ""\nrate = 0.5\nprofile = "smoke"'
 WRITES = (
     "import json, pathlib\nrun = pathlib.Path(run_dir)\n(run / 'rows.json').write_text(json.dumps([run.name, rate]))"
@@ -37,9 +32,14 @@ WRITES = (
 
 
 @pytest.fixture(scope="module")
-def address():
+def cluster():
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
-        yield cluster.scheduler_address
+        yield cluster
+
+
+@pytest.fixture
+def address(cluster):
+    return cluster.scheduler_address
 
 
 def nml(*words):
@@ -110,7 +110,7 @@ def test_a_killed_worker_is_survived(address, tmp_path):
     killer = threading.Thread(target=kill_first_worker)
     killer.start()
     lines = []
-    results = run_suite(plan, cluster=address, retries=3, report=lambda progress: lines.append(progress.text))
+    results = run_suite(plan, scheduler=address, report=lines.append)
     killer.join()
     (worker, kernel), (next_worker, _) = (map(int, line.split()) for line in tries.read_text().splitlines())
     assert [(result.name, result.state, result.error) for result in results] == [
@@ -124,7 +124,8 @@ def test_a_killed_worker_is_survived(address, tmp_path):
     assert [one.state for one in read_statuses(tmp_path / "runs")] == ["done", "done"]
 
 
-def test_a_run_that_kills_its_worker_fails_after_the_retries_and_takes_no_other_with_it(address, tmp_path):
+def test_a_run_that_kills_its_worker_fails_at_last_and_takes_no_other_with_it(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
     write_notebook(
         tmp_path / "deadly.ipynb",
         "import os, signal, time\nwith open('tries.txt', 'a') as file: file.write('x')\n"
@@ -133,21 +134,12 @@ def test_a_run_that_kills_its_worker_fails_after_the_retries_and_takes_no_other_
     write_notebook(tmp_path / "innocent.ipynb", "x = 1")
     names = ("deadly", "innocent", "innocent-2")
     plan = [planned(tmp_path / f"{name.partition('-')[0]}.ipynb", tmp_path / "runs" / name) for name in names]
-    deadly, *others = run_suite(plan, cluster=address, retries=0)
+    deadly, *others = run_suite(plan, scheduler=cluster.scheduler_address)
     assert deadly.exit_code == 1
     assert deadly.error.startswith("every worker that tried it was lost, the last tcp://127.0.0.1:")
     assert (deadly.run_dir / "tries.txt").read_text() == "x"
     assert [(one.state, one.error) for one in others] == [("done", "")] * 2
     assert [one.state for one in read_statuses(tmp_path / "runs")] == ["interrupted", "done", "done"]
-
-
-def test_without_the_queue_nothing_starts(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    result = nml(
-        write_notebook(tmp_path / "n.ipynb"), "--runs", tmp_path / "runs", "--cluster", CLUSTERS / "slurm.yaml"
-    )
-    assert result.exit_code == 2
-    assert "Expected the command sbatch for dask_jobqueue.SLURMCluster, got none" in result.stderr
 
 
 def test_workers_that_differ_are_refused_before_anything_starts(address, tmp_path, monkeypatch):
@@ -165,7 +157,7 @@ def test_workers_that_differ_are_refused_before_anything_starts(address, tmp_pat
 
 @pytest.mark.parametrize("wrong", ["tcp://127.0.0.1:9", "nonsense", "foo://here:1"])
 def test_a_scheduler_that_is_not_there_is_told_soon(wrong, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(pool, "_CONNECT_SECONDS", 1)
     notebook = write_notebook(tmp_path / "n.ipynb", WRITES)
     started = time.monotonic()
     result = nml(notebook, "--runs", tmp_path / "runs", "--scheduler", wrong)
@@ -174,11 +166,10 @@ def test_a_scheduler_that_is_not_there_is_told_soon(wrong, tmp_path, monkeypatch
     assert time.monotonic() - started < 5
 
 
-def test_ctrl_c_at_a_terminal_interrupts_kernels_on_workers(tmp_path):
-    """The whole group of processes gets SIGINT, as at a terminal: workers of a cluster made here get it too."""
+def test_ctrl_c_interrupts_kernels_on_workers(address, tmp_path):
     code = "import pathlib, time\n(pathlib.Path(run_dir) / 'on.txt').touch()\ntime.sleep(60)"
     notebook = write_notebook(tmp_path / "long.ipynb", code)
-    command = [notebook, "--grid", "rate=1,2,3", "--runs", tmp_path / "runs", "--cluster", CLUSTERS / "local.yaml"]
+    command = [notebook, "--grid", "rate=1,2,3", "--runs", tmp_path / "runs", "--scheduler", address]
     run = subprocess.Popen(
         [sys.executable, "-c", "from nml_kit.cli.main import app; app()", "run", *command],
         start_new_session=True, stderr=subprocess.PIPE, text=True,
@@ -205,54 +196,7 @@ def test_resources_are_asked_for_only_if_stated():
     }
 
 
-def test_options_that_do_not_fit_are_refused(tmp_path):
+def test_jobs_are_the_workers_threads_on_a_cluster(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb", WRITES)
-    for words, message in (
-        (("--retries", 2), "Expected --retries with --scheduler or --cluster"),
-        (("--scheduler", "tcp://x:1", "--cluster", "c.yaml"), "Expected --scheduler or --cluster, got both"),
-        (("--scheduler", "tcp://x:1", "--jobs", 2), "Expected no --jobs"),
-        (("--cluster", tmp_path / "none.yaml"), "Expected a YAML file at"),
-    ):
-        result = nml(notebook, "--runs", tmp_path / "runs", *words)
-        assert result.exit_code in (1, 2)
-        assert message in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        ("cluster: os.system", UnknownNameError, "Unknown cluster class in .*: 'os.system': Known: dask"),
-        ("cluster: dask_jobqueue.SLRMCluster\nscale: 1", UnknownNameError, "'dask_jobqueue.SLURMCluster'"),
-        ("cluster: distributed.LocalCluster\noptions: {n_wrkers: 2}", UnknownNameError, "did you mean 'n_workers'"),
-        ("cluster: dask_jobqueue.SLURMCluster\nscale: 1\noptions: {queu: a}", UnknownNameError, "did you mean 'queue'"),
-        ("cluster: distributed.LocalCluster\nscal: 2", InvalidInputError, r"scal: .*\(did you mean 'scale'\?\)"),
-        ("cluster: distributed.LocalCluster\nscale: 0", InvalidInputError, "scale: .*greater than or equal to 1"),
-        ("cluster: distributed.LocalCluster\nscale: 2\nadapt: {maximum: 3}", InvalidInputError, "got both"),
-        ("cluster: dask_jobqueue.SLURMCluster", InvalidInputError, "starts no worker by itself"),
-        ("cluster: !!python/name:os.system", InvalidInputError, "Expected YAML in"),
-        ("- 1", InvalidInputError, "Expected a cluster"),
-    ],
-)
-def test_bad_cluster_files(text, error, message, tmp_path):
-    file = tmp_path / "cluster.yaml"
-    file.write_text(text)
-    with pytest.raises(error, match=message):
-        read_cluster_file(file)
-    with pytest.raises(DataFileError, match="Expected a YAML file at"):
-        read_cluster_file(tmp_path / "none.yaml")
-
-
-def test_the_example_for_slurm_gives_the_job_it_describes():
-    spec = read_cluster_file(CLUSTERS / "slurm.yaml")
-
-    async def described() -> str:
-        """Asynchronous clusters start with `await`: none is started here."""
-        return cluster.deployment(spec)(asynchronous=True, **spec.options).job_script()
-
-    script = asyncio.run(described())
-    for line in ("-p gpu", "-A my-project", "--cpus-per-task=4", "-t 04:00:00", "--gres=gpu:1"):
-        assert f"#SBATCH {line}\n" in script
-    assert "export NML_HOME=/shared/nml\n" in script
-    assert "--resources GPU=1,CPU=4,memory=16e9" in script
-    assert "--nthreads 1 " in script
-    assert spec.scale == 8
+    result = nml(notebook, "--runs", tmp_path / "runs", "--scheduler", "tcp://x:1", "--jobs", 2)
+    assert (result.exit_code, "Expected no --jobs" in result.stderr) == (2, True)

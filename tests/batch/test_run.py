@@ -19,7 +19,8 @@ from nml_kit.batch import (
     suite_exit_code,
     write_status,
 )
-from nml_kit.batch.run import checked, execute_run
+from nml_kit.batch.execution import execute_run
+from nml_kit.batch.suites import checked
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.study import profiles_dir
 
@@ -136,7 +137,7 @@ def outcomes(tmp_path_factory):
     stages = {"a": 0, "b": 0, "second": 1, "bad": 1, "dies": 1, "flood": 1, "later": 2}
     plan = [planned(root / f"{name}.ipynb", root / "runs" / name, stage=stage) for name, stage in stages.items()]
     lines = []
-    results = run_suite(plan, jobs=2, report=lambda progress: lines.append(progress.text))
+    results = run_suite(plan, jobs=2, report=lines.append)
     return {result.name: result for result in results}, lines, plan
 
 
