@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-# Tests run side by side, one per core: more threads or processes than that only wait for each other. Set before torch is
-# imported; tests that ask for `jobs` get them.
+# Tests run side by side, one per core: more threads or processes than that only wait for each other.
+# Set before torch is imported; tests that ask for `jobs` get them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 

@@ -1,5 +1,6 @@
 """One run: its notebook in a kernel of this very Python through papermill, its page, and its status, written last."""
 
+import json
 import logging
 import math
 import os
