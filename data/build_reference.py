@@ -19,7 +19,7 @@ from sheet import fill, markdown
 from nml_kit import Store, load_profile
 from nml_kit.backbones import save_frozen
 from nml_kit.batch import read_statuses
-from nml_kit.inference import CLAIMS, judge_claims, verdict_counts
+from nml_kit.inference import judge_claims, registry_table, verdict_counts
 from nml_kit.store import write_json
 from nml_kit.study import (
     Origin,
@@ -84,7 +84,7 @@ def provenance(profile: Profile, runs: Path, checkout: Path) -> dict[str, Any]:
 def count_table(verdicts: pd.DataFrame) -> str:
     """The number of rows of each claim by verdict, for people."""
     counts = verdict_counts(verdicts)
-    counts.insert(2, "what is claimed", [CLAIMS[claim].statement for claim in counts["claim"]])
+    counts.insert(2, "what is claimed", counts["claim"].map(registry_table().set_index("id")["statement"]))
     return markdown(counts.columns, counts.to_numpy())
 
 

@@ -1,4 +1,3 @@
-from .claims import CLAIMS as CLAIMS
 from .claims import VERDICT_COLUMNS as VERDICT_COLUMNS
 from .claims import VERDICTS as VERDICTS
 from .claims import judge_claims as judge_claims

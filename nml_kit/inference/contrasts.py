@@ -5,7 +5,7 @@ For each task, results become cells (method, ratio) × seeds × test samples; a 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,15 +20,14 @@ from nml_kit.inference.statistics import MOST_RANKED, Estimate, paired_estimate,
 SLIGHT_UP_TO = 0.1  # the paper's "5 %, sometimes 10 %"
 FEWEST_FOR_TREND = 3
 MARGIN = 0.005  # of accuracy: one test sample in 200
-ALL_TASKS = "all tasks"
 Cell = tuple[str, float]
 Weights = dict[Cell, float]
 _CELL = ["method", "ratio"]
 _GROUP = ["objective", "task", "protocol"]
-_IDENTITY = ["profile", "recipe", "noise"]
-_SAMPLE_COLUMNS = [*_GROUP, *_CELL, "seed", "sample", "correct"]
-_ROW_COLUMNS = [*_GROUP, *_CELL, "seed", "test_domain", "metric", "value", "n"]
-_UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan)
+_COLUMNS = {
+    "samples": [*_GROUP, *_CELL, "seed", "sample", "correct"],
+    "rows": [*_GROUP, *_CELL, "seed", "test_domain", "metric", "value", "n"],
+}
 
 
 class TaskKey(NamedTuple):
@@ -63,7 +62,7 @@ class Part:
 
     `direction` is the claimed sign of estimand − `null`, 0 for either. `guards`, by name, are what must not clearly go
     the other way for the claim to hold: the single steps of a trend, the single ratios of a mean over ratios.
-    `missing` says why there are no weights.
+    `missing` says why nothing is known.
     """
 
     claim: str
@@ -71,15 +70,14 @@ class Part:
     metric: str
     contrast: str
     direction: int
-    weights: Weights
-    guards: dict[str, Weights]
+    weights: Weights = field(default_factory=dict)
+    guards: dict[str, Weights] = field(default_factory=dict)
     null: float = 0.0
     missing: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A part on a task; `reverse` says which guard clearly goes the other way, `missing` why nothing is known."""
+class Result(NamedTuple):
+    """A part on a task; `reverse` says which guard clearly goes the other way."""
 
     key: TaskKey
     part: Part
@@ -87,135 +85,124 @@ class Result:
     seeds: int
     samples: int
     reverse: str = ""
-    missing: str = ""
 
 
-_ASSOCIATION = Part("C4", "OOD", "lsvr", "LP: rank correlation of LSVR and accuracy", -1, {}, {})
-_MORE_OOD = Part("C5", "OOD", "accuracy", "NMTune − LP: OOD − ID", 1, {}, {})
+_ASSOCIATION = Part("C4", "OOD", "lsvr", "LP: rank correlation of LSVR and accuracy", -1)
+_MORE_OOD = Part("C5", "OOD", "accuracy", "NMTune − LP: OOD − ID", 1)
 
 
 def blocks_of(rows: pd.DataFrame, samples: pd.DataFrame) -> dict[TaskKey, Block]:
     """Accuracy from `samples`, SVE and LSVR from `rows`; only whole training sets, known methods and noise ratios."""
-    samples, rows = _usable(samples, _SAMPLE_COLUMNS, "samples"), _usable(rows, _ROW_COLUMNS, "rows")
+    samples, rows = _usable(samples, "samples").assign(metric="accuracy"), _usable(rows, "rows")
     if "train_domain" in samples:  # a sample is tested once by the heads of each source
         samples["sample"] = samples["train_domain"].astype(str) + " → " + samples["sample"].astype(str)
-    blocks = {}
-    for group, part in samples.assign(metric="accuracy").groupby([*_GROUP, "metric"]):
-        key = TaskKey(*map(str, group))
-        values, cells, seeds = _filled(key, part, "sample", part["correct"].to_numpy(np.float32))
-        blocks[key] = Block(seeds, dict(zip(cells, values, strict=True)), values.shape[2])
-    for group, part in rows[rows["metric"].isin(["sve", "lsvr"])].groupby([*_GROUP, "metric"]):
-        key = TaskKey(*map(str, group))
-        values, cells, seeds = _filled(key, part, "test_domain", part["value"].to_numpy(float))
-        size = int(part.drop_duplicates("test_domain")["n"].sum())
-        blocks[key] = Block(seeds, dict(zip(cells, values.mean(axis=2, keepdims=True), strict=True)), size)
+    samples["correct"] = samples["correct"].astype(np.float32)
+    spectral, blocks = rows[rows["metric"].isin(["sve", "lsvr"])], {}
+    for table, item, value in ((samples, "sample", "correct"), (spectral, "test_domain", "value")):
+        for group, part in table.groupby([*_GROUP, "metric"]):
+            key = TaskKey(*map(str, group))
+            blocks[key] = block = _block(" · ".join(key), part, item, value)
+            if 0.0 not in block.ratios:
+                raise InvalidInputError(
+                    f"Expected results of the clean ratio 0.0 to compare with for {' · '.join(key)}, but got the "
+                    f"ratios {block.ratios}: add 0.0 to the profile's ratios."
+                )
     if not blocks:
         raise InvalidInputError("Expected results of pre-trained networks to judge, but there are none.")
-    for key, block in blocks.items():
-        if 0.0 not in block.ratios:
-            raise InvalidInputError(
-                f"Expected results of the clean ratio 0.0 to compare with for {' · '.join(key)}, but got the ratios "
-                f"{block.ratios}: add 0.0 to the profile's ratios."
-            )
     return blocks
 
 
-def _usable(frame: pd.DataFrame, columns: list[str], name: str) -> pd.DataFrame:
-    missing = [column for column in columns if column not in frame]
-    if missing:
+def _usable(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    columns = _COLUMNS[name]
+    if missing := [column for column in columns if column not in frame]:
         raise InvalidInputError(
             f"Expected the columns {', '.join(columns)} in `{name}`; missing: {', '.join(missing)}. "
             "Use the tables of a Study."
         )
-    for column in [name for name in _IDENTITY if name in frame]:
-        by_objective = frame.assign(objective="any") if column == "profile" else frame
-        if (by_objective.groupby("objective")[column].nunique() > 1).any():
+    for column in frame.columns.intersection(["profile", "recipe", "noise"]):
+        groups = np.zeros(len(frame)) if column == "profile" else frame["objective"]
+        if (frame.groupby(groups)[column].nunique() > 1).any():
             several = ", ".join(sorted(frame[column].astype(str).unique()))
             raise InvalidInputError(f"Expected `{name}` of one {column}, got {several}: judge one at a time.")
     kept = frame["method"].isin(METHODS) & frame["ratio"].notna()
     for column, whole in {"fraction": 1.0, "label_noise": 0.0}.items():
-        if column in frame:
-            kept &= frame[column] == whole
-    sources = ["train_domain"] if name == "samples" and "train_domain" in frame else []
-    return frame.loc[kept, [*columns, *sources]].astype({"ratio": float})
+        kept &= frame.get(column, whole) == whole
+    return frame[kept].filter([*columns, "train_domain"]).astype({"ratio": float})
 
 
-def _filled(
-    key: Sequence[str], part: pd.DataFrame, item: str, values: np.ndarray
-) -> tuple[np.ndarray, list[Cell], tuple[int, ...]]:
-    """Values as (cells, seeds, items), each there exactly once, in an order that does not depend on the rows' own."""
+def _block(about: str, part: pd.DataFrame, item: str, value: str) -> Block:
+    """Values of each cell by seed and item, each there exactly once; the order of the rows does not matter."""
     axes = (pd.MultiIndex.from_frame(part[_CELL]), part["seed"], part[item])
     codes, names = zip(*(pd.factorize(labels, sort=True) for labels in axes), strict=True)
-    shape = tuple(map(len, names))
-    places = np.ravel_multi_index(codes, shape)
-    counts = np.bincount(places, minlength=int(np.prod(shape)))
+    counts = np.zeros(tuple(map(len, names)), dtype=int)
+    np.add.at(counts, codes, 1)
     if (counts != 1).any():
-        first = int(np.argmax(counts != 1))
-        at = map(int, np.unravel_index(first, shape))
+        at = tuple(np.argwhere(counts != 1)[0])
         cell, seed, which = (name[place] for name, place in zip(names, at, strict=True))
         raise InvalidInputError(
-            f"Expected each method and ratio of {' · '.join(key)} once for the same seeds and {item}s, but {cell[0]} "
-            f"at {ratio_label(cell[1])}, seed {seed}, {item} {which!r} occurs {counts[first]} times; "
+            f"Expected each method and ratio of {about} once for the same seeds and {item}s, but {cell[0]} at "
+            f"{ratio_label(cell[1])}, seed {seed}, {item} {which!r} occurs {counts[at]} times; "
             "judge results of one study."
         )
-    filled = np.empty(len(values), values.dtype)
-    filled[places] = values
-    if np.isnan(filled).any():
-        raise InvalidInputError(
-            f"Expected numbers for {' · '.join(key)}, but {int(np.isnan(filled).sum())} are missing."
-        )
+    if part[value].isna().any():
+        raise InvalidInputError(f"Expected numbers for {about}, but {part[value].isna().sum()} are missing.")
+    numbers = part[value].to_numpy()
+    filled = np.empty(counts.shape, numbers.dtype)
+    filled[codes] = numbers
+    samples = filled.shape[2]
+    if item == "test_domain":
+        filled, samples = filled.mean(axis=2, keepdims=True), int(part.drop_duplicates(item)["n"].sum())
     cells = [(str(method), float(ratio)) for method, ratio in names[0]]
-    return filled.reshape(shape), cells, tuple(int(seed) for seed in names[1])
+    return Block(tuple(map(int, names[1])), dict(zip(cells, filled, strict=True)), samples)
 
 
 def parts_of(ratios: Sequence[float], protocol: str, metric: str) -> list[Part]:
     """All parts of C1 to C6 about this protocol and metric, for a task that has these ratios (0.0 among them)."""
-    slight, highest = slight_ratio(ratios), max(ratios)
+    roles = {"clean": 0.0, "slight": slight_ratio(ratios), "highest": max(ratios)}
+    noisy = [roles | {"noisy": ratio} for ratio in sorted(ratios)[1:]]
     pairs = (("NMTune", "LP"), ("NMTune", "MLP"), ("MLP", "LP"))
-    missing = "no ratio above the slight one"
-    none_above = Part("C1", "ID", "accuracy", "LP: highest − slight", -1, {}, {}, missing=missing)
     plan = [
-        _difference("C1", "ID", "accuracy", "LP", slight, 0.0, 1),
-        none_above if slight == highest else _difference("C1", "ID", "accuracy", "LP", highest, slight, -1),
-        *(_difference("C2", "OOD", "accuracy", "LP", ratio, 0.0, -1) for ratio in sorted(ratios)[1:]),
+        _difference("C1", "ID", "accuracy", "LP", "slight", "clean", roles, 1),
+        _difference("C1", "ID", "accuracy", "LP", "highest", "slight", roles, -1),
+        *(_difference("C2", "OOD", "accuracy", "LP", "noisy", "clean", its_roles, -1) for its_roles in noisy),
         _trend("C2", "OOD", "accuracy", ratios, -1),
-        _difference("C3", "ID", "sve", "LP", slight, 0.0, 1),
+        _difference("C3", "ID", "sve", "LP", "slight", "clean", roles, 1),
         _trend("C3", "ID", "sve", ratios, 1),
         _trend("C4", "OOD", "lsvr", ratios, 0),
         *(_between_methods(name, "accuracy", *pair, ratios, 1) for pair in pairs for name in ("ID", "OOD")),
         *(_between_methods("ID", "sve", *pair, ratios, 1) for pair in pairs[:2]),
         *(_between_methods("OOD", "lsvr", *pair, ratios, -1) for pair in pairs[:2]),
-        _difference("C6", "ID", "accuracy", "NMTune", 0.0, slight, 1, null=-MARGIN),
+        replace(_difference("C6", "ID", "accuracy", "NMTune", "clean", "slight", roles, 1), null=-MARGIN),
     ]
     return [part for part in plan if (part.protocol, part.metric) == (protocol, metric)]
 
 
-def slight_ratio(ratios: Sequence[float]) -> float | None:
-    """The lowest noise ratio, if it is at most SLIGHT_UP_TO: one declared choice, not the best of several."""
+def slight_ratio(ratios: Sequence[float]) -> float:
+    """The lowest noise ratio, if it is at most SLIGHT_UP_TO, else NaN: one declared choice, not the best of several."""
     lowest = min((ratio for ratio in ratios if ratio > 0), default=1.0)
-    return lowest if lowest <= SLIGHT_UP_TO else None
+    return lowest if lowest <= SLIGHT_UP_TO else math.nan
 
 
 def _difference(
-    claim: str, protocol: str, metric: str, method: str, ratio: float | None, baseline: float | None, direction: int,
-    *, null: float = 0.0,
-) -> Part:  # fmt: skip
-    """One ratio minus another; None is a slight ratio that the study has not."""
-    if ratio is None or baseline is None:
-        names = [("slight" if one is None else "clean" if one == 0 else "highest") for one in (ratio, baseline)]
+    claim: str, protocol: str, metric: str, method: str, above: str, below: str, roles: dict[str, float], sign: int
+) -> Part:
+    """One ratio minus another, by their roles."""
+    ratios, names, missing = (roles[above], roles[below]), (above, below), ""
+    if math.isnan(sum(ratios)):
         missing = f"no noise ratio up to {ratio_label(SLIGHT_UP_TO)}"
-        return Part(claim, protocol, metric, f"{method}: {' − '.join(names)}", direction, {}, {}, missing=missing)
-    name = f"{method}: {ratio_label(ratio)} − {ratio_label(baseline)}"
-    weights = {(method, ratio): 1.0, (method, baseline): -1.0}
-    return Part(claim, protocol, metric, name, direction, weights, {}, null)
+    elif ratios[0] == ratios[1]:
+        missing = "no ratio above the slight one"
+    else:
+        names = (ratio_label(ratios[0]), ratio_label(ratios[1]))
+    weights = {} if missing else {(method, ratios[0]): 1.0, (method, ratios[1]): -1.0}
+    return Part(claim, protocol, metric, f"{method}: {' − '.join(names)}", sign, weights, missing=missing)
 
 
 def _trend(claim: str, protocol: str, metric: str, ratios: Sequence[float], direction: int) -> Part:
     """The line fitted to the ratios' ranks, as its change from the first to the last; guarded by the single steps."""
-    ordered, name = sorted(ratios), "LP: trend over ratios"
+    ordered, part = sorted(ratios), Part(claim, protocol, metric, "LP: trend over ratios", direction)
     if len(ordered) < FEWEST_FOR_TREND:
-        missing = f"a trend takes {FEWEST_FOR_TREND} ratios"
-        return Part(claim, protocol, metric, name, direction, {}, {}, missing=missing)
+        return replace(part, missing=f"a trend takes {FEWEST_FOR_TREND} ratios")
     ranks = np.arange(len(ordered)) - (len(ordered) - 1) / 2
     slopes = ranks / (ranks @ ranks) * (len(ordered) - 1)
     weights = {("LP", ratio): float(slope) for ratio, slope in zip(ordered, slopes, strict=True)}
@@ -223,7 +210,7 @@ def _trend(claim: str, protocol: str, metric: str, ratios: Sequence[float], dire
         f"from {ratio_label(before)} to {ratio_label(after)}": {("LP", after): 1.0, ("LP", before): -1.0}
         for before, after in pairwise(ordered)
     }
-    return Part(claim, protocol, metric, name, direction, weights, guards)
+    return replace(part, weights=weights, guards=guards)
 
 
 def _between_methods(protocol: str, metric: str, better: str, worse: str, ratios: Sequence[float], sign: int) -> Part:
@@ -235,16 +222,20 @@ def _between_methods(protocol: str, metric: str, better: str, worse: str, ratios
 
 def results_of(blocks: dict[TaskKey, Block]) -> list[Result]:
     """All parts that the blocks, of one objective, have data for, in the order of tasks."""
-    results = [_judged(key, block, part) for key, block in blocks.items()
-               for part in parts_of(block.ratios, key.protocol, key.metric)]  # fmt: skip
+    results = [
+        _estimated(key, block, part)
+        for key, block in blocks.items()
+        for part in parts_of(block.ratios, key.protocol, key.metric)
+    ]
     return [*results, *_associations(blocks), *_more_out_of_domain(blocks)]
 
 
-def _judged(key: TaskKey, block: Block, part: Part) -> Result:
+def _estimated(key: TaskKey, block: Block, part: Part) -> Result:
     absent = sorted({method for method, ratio in part.weights if (method, ratio) not in block.cells})
-    if part.missing or absent:
-        missing = part.missing or f"{', '.join(absent)} was not evaluated at every ratio"
-        return Result(key, part, _UNKNOWN, len(block.seeds), block.samples, missing=missing)
+    if absent:
+        part = replace(part, missing=f"{', '.join(absent)} was not evaluated at every ratio")
+    if part.missing:
+        return Result(key, part, Estimate(), len(block.seeds), block.samples)
     estimate = paired_estimate([block.contrast(part.weights)], [1.0], null=part.null)
     sign = part.direction or np.sign(estimate.effect)
     reverse = ""
@@ -262,18 +253,18 @@ def _associations(blocks: dict[TaskKey, Block]) -> list[Result]:
         accuracy = blocks.get(key._replace(metric="accuracy"))
         if (key.protocol, key.metric) != ("OOD", "lsvr") or accuracy is None:
             continue
-        cells = [("LP", ratio) for ratio in lsvr.ratios]
-        missing = ""
+        cells, estimate, missing = [("LP", ratio) for ratio in lsvr.ratios], Estimate(), ""
         if not all(cell in block.cells for cell in cells for block in (lsvr, accuracy)):
             missing = "LP was not evaluated at every ratio"
         elif not 3 <= len(cells) <= MOST_RANKED:
             missing = f"a rank correlation takes 3 to {MOST_RANKED} ratios"
         elif lsvr.seeds != accuracy.seeds:
             missing = "rows and samples have different seeds"
-        tables = (np.stack([block.cells[cell].mean(axis=1, dtype=float) for cell in cells], axis=1)
-                  for block in (lsvr, accuracy))  # fmt: skip
-        estimate = _UNKNOWN if missing else rank_association(*tables)
-        results.append(Result(key, _ASSOCIATION, estimate, len(lsvr.seeds), accuracy.samples, missing=missing))
+        else:
+            means = ([block.cells[cell].mean(axis=1, dtype=float) for cell in cells] for block in (lsvr, accuracy))
+            estimate = rank_association(*(np.stack(table, axis=1) for table in means))
+        part = replace(_ASSOCIATION, missing=missing)
+        results.append(Result(key, part, estimate, len(lsvr.seeds), accuracy.samples))
     return results
 
 
@@ -285,16 +276,15 @@ def _more_out_of_domain(blocks: dict[TaskKey, Block]) -> list[Result]:
     gains: dict[str, list[np.ndarray]] = {"ID": [], "OOD": []}
     seeds, samples = set(), 0
     for key, block in blocks.items():
-        part = next((p for p in parts_of(block.ratios, key.protocol, key.metric) if p.contrast == "NMTune − LP"), None)
-        if part is None or key.metric != "accuracy" or not all(cell in block.cells for cell in part.weights):
-            continue
-        gains[key.protocol].append(block.contrast(part.weights))
-        seeds.add(block.seeds)
-        samples += block.samples
+        gain = _between_methods(key.protocol, "accuracy", "NMTune", "LP", block.ratios, 1).weights
+        if key.metric == "accuracy" and key.protocol in gains and gain.keys() <= block.cells.keys():
+            gains[key.protocol].append(block.contrast(gain))
+            seeds.add(block.seeds)
+            samples += block.samples
     if not (gains["ID"] and gains["OOD"]):
         return []
-    key = TaskKey(next(iter(blocks)).objective, ALL_TASKS, "OOD", "accuracy")
-    missing = "" if len(seeds) == 1 else "the tasks have different seeds"
+    key = TaskKey(next(iter(blocks)).objective, "all tasks", "OOD", "accuracy")
+    part = replace(_MORE_OOD, missing="" if len(seeds) == 1 else "the tasks have different seeds")
     weights = [sign / len(gains[name]) for name, sign in (("ID", -1), ("OOD", 1)) for _ in gains[name]]
-    estimate = _UNKNOWN if missing else paired_estimate([*gains["ID"], *gains["OOD"]], weights)
-    return [Result(key, _MORE_OOD, estimate, len(next(iter(seeds))), samples, missing=missing)]
+    estimate = Estimate() if part.missing else paired_estimate([*gains["ID"], *gains["OOD"]], weights)
+    return [Result(key, part, estimate, len(next(iter(seeds))), samples)]

@@ -12,30 +12,27 @@ import pandas as pd
 from jaxtyping import Float
 
 from nml_kit.errors import InvalidInputError
-from nml_kit.inference.names import ratio_label
+from nml_kit.inference.names import ratio_label, require_columns
 
 _BATCH = 200  # resamples at a time: memory stays at that many rows of sample counts
-_COLUMNS = ["ratio", "seed", "sample", "correct"]
 # Equal in both of a pair, but for the one that is compared.
 _PAIRS = ("backbone", "task", "train_domain", "protocol", "method", "ratio", "objective", "fraction", "label_noise",
           "seed", "sample")  # fmt: skip
 
 
 def bootstrap_mean(
-    blocks: Sequence[Float[np.ndarray, "seeds samples"]], *, resamples: int = 2000, seed: int = 0
+    blocks: Sequence[Float[np.ndarray, "seeds samples"]], *, resamples: int = 2000
 ) -> tuple[float, float, float]:
     """Mean over blocks of each block's mean, with a 95 % percentile bootstrap interval: (mean, low, high).
 
-    A block is a (seeds, samples) array, one per task. Seeds are resampled jointly for all blocks, samples within
-    each block, independently of each other, so the interval covers both sources of chance; with a single seed it
-    covers samples only, with a single sample seeds only. With few seeds such intervals tend to be too narrow.
+    A block has one row per seed, for one task. Seeds are resampled jointly for all blocks, samples within each block:
+    the interval covers both sources of chance; with a single seed samples only, with a single sample seeds only.
     Raises InvalidInputError if the blocks differ in seeds, are empty, or hold NaN.
 
     >>> bootstrap_mean([np.ones((3, 10))])
     (1.0, 1.0, 1.0)
     """
-    seeds = {len(block) for block in blocks}
-    if len(seeds) != 1 or any(block.size == 0 or np.isnan(block).any() for block in blocks):
+    if len(set(map(len, blocks))) != 1 or any(block.size == 0 or np.isnan(block).any() for block in blocks):
         raise InvalidInputError(
             "Expected blocks (seeds, samples) with the same seeds and no missing value, but got shapes "
             f"{[block.shape for block in blocks]}; compare runs on the same seeds and samples."
@@ -43,20 +40,20 @@ def bootstrap_mean(
     mean = float(np.mean([block.mean() for block in blocks]))
     if np.ptp(np.concatenate([block.ravel() for block in blocks])) == 0:
         return mean, mean, mean
-    drawn = _resampled_sums([block[None] for block in blocks], resamples, seed)
-    sizes = [block.size for block in blocks]
-    means = [np.mean([total[:, 0] / size for total, size in zip(sums, sizes, strict=True)], axis=0) for sums in drawn]
+    drawn = _resampled_sums([block[None] for block in blocks], resamples)
+    means = [np.mean([total[:, 0] / block.size for total, block in zip(sums, blocks, strict=True)], axis=0)
+             for sums in drawn]  # fmt: skip
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return mean, float(low), float(high)
 
 
-def _resampled_sums(blocks: Sequence[np.ndarray], resamples: int, seed: int) -> Iterator[list[np.ndarray]]:
+def _resampled_sums(blocks: Sequence[np.ndarray], resamples: int) -> Iterator[list[np.ndarray]]:
     """Sums (B, rows) of each block (rows, seeds, samples) over resampled seeds and samples, B resamples at a time.
 
     Seeds are drawn jointly for all blocks, samples for each block. A resample is how often each is drawn: sums are
-    products, those of 0s and 1s whole numbers, and ties exact.
+    products, those of 0s and 1s whole numbers, and ties exact. The draws are the same for every table.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
 
     def times_drawn(count: int, size: int) -> np.ndarray:
         drawn = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
@@ -69,22 +66,29 @@ def _resampled_sums(blocks: Sequence[np.ndarray], resamples: int, seed: int) -> 
 
 
 def accuracy_intervals(
-    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol", "method", "ratio"), *, seed: int = 0
+    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol", "method", "ratio"), *, column: str = "correct"
 ) -> pd.DataFrame:
     """Accuracy (fraction) with its 95 % interval for each group of `by`; several tasks in a group weigh equally.
 
-    `samples` has the columns of `Study.samples`. Columns: by…, mean, low, high, seeds, n.
+    `samples` has the columns of `Study.samples`; another column may be averaged instead of `correct`. Columns: by…,
+    mean, low, high, seeds, n.
     """
-    return _intervals(samples, "correct", list(by), seed)
+    rows = []
+    for group, part in samples.groupby(list(by), dropna=False):
+        blocks = [
+            task.pivot_table(index="seed", columns="sample", values=column).to_numpy(float)
+            for _, task in part.groupby(["task", "protocol"])
+        ]
+        size = sum(block.shape[1] for block in blocks)
+        rows.append((*group, *bootstrap_mean(blocks), len(blocks[0]), size))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n"])
 
 
-def paired_differences(
-    samples: pd.DataFrame, of: str, baseline: Any, by: Sequence[str], *, seed: int = 0
-) -> pd.DataFrame:
+def paired_differences(samples: pd.DataFrame, of: str, baseline: Any, by: Sequence[str]) -> pd.DataFrame:
     """Accuracy of each value of column `of` minus that of `baseline`, on the same seeds and samples, with intervals.
 
     `of` is "method" (baseline "LP"), "ratio" (baseline 0.0), "backbone", "fraction" or "label_noise"; `by` are the
-    groups. Columns: by…, of, mean, low, high.
+    groups. Columns: by…, of, mean, low, high, seeds, n.
     Raises InvalidInputError if the baseline does not occur, or its seeds and samples are not those of the others.
     """
     differing = {of, "backbone"} if of == "ratio" else {of}
@@ -100,20 +104,7 @@ def paired_differences(
             f"{int(np.isnan(matched).sum())} of {len(matched)} rows have no partner; compare runs of one study."
         )
     difference = others["correct"].to_numpy(float) - matched
-    return _intervals(others.assign(difference=difference), "difference", [*by, of], seed)
-
-
-def _intervals(samples: pd.DataFrame, column: str, by: list[str], seed: int) -> pd.DataFrame:
-    rows = []
-    for group, part in samples.groupby(by, dropna=False, sort=True):
-        blocks = [
-            task.pivot_table(index="seed", columns="sample", values=column, aggfunc="mean").to_numpy(float)
-            for _, task in part.groupby(["task", "protocol"])
-        ]
-        mean, low, high = bootstrap_mean(blocks, seed=seed)
-        size = sum(block.shape[1] for block in blocks)
-        rows.append((*group, mean, low, high, len(blocks[0]), size))
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n"])
+    return accuracy_intervals(others.assign(difference=difference), [*by, of], column="difference")
 
 
 def change_in_words(mean: float, low: float, high: float) -> str:
@@ -142,37 +133,31 @@ def changes_in_words(changes: pd.DataFrame, each: str) -> str:
     """
     bullets = []
     for row in changes.to_dict("records"):
-        values = {str(name): value for name, value in row.items()}
-        values |= {name: ratio_label(values[name]) for name in ("ratio", "label_noise", "fraction") if name in values}
-        bullets.append(f"- {each.format(**values)} {change_in_words(row['mean'], row['low'], row['high'])}")
+        shares = {name: ratio_label(row[name]) for name in ("ratio", "label_noise", "fraction") if name in row}
+        text = each.format_map({str(name): value for name, value in (row | shares).items()})
+        bullets.append(f"- {text} {change_in_words(row['mean'], row['low'], row['high'])}")
     return "\n\n" + "\n".join(bullets)
 
 
 def probabilities_of_best(
-    correct: Float[np.ndarray, "ratios seeds samples"], *, resamples: int = 2000, seed: int = 0
+    correct: Float[np.ndarray, "ratios seeds samples"], *, resamples: int = 2000
 ) -> Float[np.ndarray, " ratios"]:
-    """Share of bootstrap resamples in which each ratio has the highest mean, float64 (R,), summing to 1.
+    """Share of bootstrap resamples in which each ratio has the highest mean, summing to 1.
 
-    `correct` is (R, S, N): R ratios on the same S seeds and N test samples (0 or 1, or differences). Seeds and samples
-    are resampled jointly for all ratios, independently of each other; ratios that tie share the resample equally.
-    With one seed the result knows the chance of samples only. Raises InvalidInputError for another shape or NaN.
+    `correct` is 0 or 1, of ratios on the same seeds and test samples. Seeds and samples are resampled jointly for all
+    ratios; ratios that tie share the resample equally. With one seed the result knows the chance of samples only.
 
     >>> probabilities_of_best(np.stack([np.zeros((2, 9)), np.ones((2, 9)), np.ones((2, 9))])).tolist()
     [0.0, 0.5, 0.5]
     """
-    block = np.asarray(correct, dtype=np.float64)
-    if block.ndim != 3 or 0 in block.shape or np.isnan(block).any():
-        raise InvalidInputError(f"Expected (ratios, seeds, samples) without missing values, got {block.shape}.")
-    wins = np.zeros(len(block))
-    for [totals] in _resampled_sums([block], resamples, seed):
+    wins = np.zeros(len(correct))
+    for [totals] in _resampled_sums([correct], resamples):
         best = totals == totals.max(axis=1, keepdims=True)
         wins += (best / best.sum(axis=1, keepdims=True)).sum(axis=0)
     return wins / resamples
 
 
-def best_ratio_table(
-    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol"), *, resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def best_ratio_table(samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol")) -> pd.DataFrame:
     """How probable it is that each ratio is the best, for each group of `by`: by…, ratio, accuracy, probability.
 
     `samples` has the columns of `Study.samples` of one method; the random baseline (ratio NaN) is left out. Accuracy
@@ -181,8 +166,8 @@ def best_ratio_table(
     """
     rows = []
     for group, ratios, block in _blocks(samples, by):
-        probabilities = probabilities_of_best(block, resamples=resamples, seed=seed)
-        rows += [(*group, *row) for row in zip(ratios, block.mean(axis=(1, 2)), probabilities, strict=True)]
+        numbers = zip(ratios, block.mean(axis=(1, 2)), probabilities_of_best(block), strict=True)
+        rows += [(*group, *row) for row in numbers]
     return pd.DataFrame(rows, columns=[*by, "ratio", "accuracy", "probability"])
 
 
@@ -201,40 +186,33 @@ def best_ratios(table: pd.DataFrame, by: Sequence[str] = ("task", "protocol"), *
         part = part.sort_values("probability", ascending=False, kind="stable")
         before = part["probability"].cumsum() - part["probability"]
         chosen = tuple(sorted(part.loc[before < level - 1e-12, "ratio"]))
-        rows.append(
-            (*group, part["ratio"].iloc[0], part["probability"].iloc[0], chosen, len(chosen) == 1, 0.0 in chosen)
-        )
+        rows.append((*group, *part[["ratio", "probability"]].iloc[0], chosen, len(chosen) == 1, 0.0 in chosen))
     return pd.DataFrame(rows, columns=[*by, "best", "probability", "candidates", "established", "includes_clean"])
 
 
 def chance_of_established(
-    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol"), *, level: float = 0.95, shuffles: int = 20,
-    resamples: int = 500, seed: int = 0,
-) -> float:  # fmt: skip
+    samples: pd.DataFrame, by: Sequence[str] = ("task", "protocol"), *, level: float = 0.95, shuffles: int = 20
+) -> float:
     """How often a group of `by` would get an established best ratio if the ratio did not matter, a fraction.
 
     Networks of one seed are then exchangeable: `shuffles` times the ratios of each seed are permuted, and the share of
     groups is counted in which some ratio reaches `level`. The bootstrap is no test; this says what it is worth.
     """
-    generator, reached, groups = np.random.default_rng(seed), 0, 0
+    generator, reached = np.random.default_rng(0), []
     for _, _, block in _blocks(samples, by):
         for _ in range(shuffles):
-            shuffled = np.stack([block[generator.permutation(len(block)), place] for place in range(block.shape[1])], 1)
-            reached += probabilities_of_best(shuffled, resamples=resamples, seed=seed).max() >= level
-            groups += 1
-    return reached / groups
+            shuffled = np.stack([seed[generator.permutation(len(block))] for seed in block.swapaxes(0, 1)], axis=1)
+            reached.append(probabilities_of_best(shuffled, resamples=500).max() >= level)
+    return float(np.mean(reached))
 
 
 def _blocks(samples: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Hashable, ...], list[float], np.ndarray]]:
     """Each group of `by`, its ratios ascending, and what was right as (ratios, seeds, samples)."""
-    missing = [column for column in [*by, *_COLUMNS] if column not in samples]
-    if missing or samples["ratio"].notna().sum() == 0:
-        raise InvalidInputError(f"Expected scores of trained networks with {', '.join([*by, *_COLUMNS])}; got "
-                                f"{len(samples)} rows without {', '.join(missing) or 'a ratio'}.")  # fmt: skip
-    for group, part in samples[samples["ratio"].notna()].groupby(list(by)):
-        wide = part.assign(correct=part["correct"].astype(float)).pivot_table(
-            index=["ratio", "seed"], columns="sample", values="correct"
-        )
+    require_columns(samples, [*by, "ratio", "seed", "sample", "correct"], "The best ratio")
+    trained = samples[samples["ratio"].notna()].astype({"correct": float})
+    require_columns(trained, [], "The best ratio of trained networks")
+    for group, part in trained.groupby(list(by)):
+        wide = part.pivot_table(index=["ratio", "seed"], columns="sample", values="correct")
         ratios, seeds = wide.index.unique("ratio"), wide.index.unique("seed")
         if len(wide) != len(ratios) * len(seeds) or wide.isna().any(axis=None):
             raise InvalidInputError(

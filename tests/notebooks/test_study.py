@@ -7,7 +7,6 @@ import pytest
 
 from nml_kit import extract_features, load_task, singular_value_entropy, singular_values
 from nml_kit.inference import (
-    CLAIMS,
     VERDICT_COLUMNS,
     best_ratio_table,
     best_ratios,
@@ -15,6 +14,7 @@ from nml_kit.inference import (
     changes_in_words,
     judge_claims,
     paired_differences,
+    registry_table,
     verdict_counts,
 )
 from nml_kit.store import Store
@@ -179,7 +179,7 @@ def test_claims_are_stated_before_their_verdicts(judged):
     html = [output.data.get("text/html", "") for output in run.outputs if output.output_type != "stream"]
     tables = [text for text in html if "<table" in text]
     assert len(tables) == 3
-    assert all(claim.statement in tables[0] and claim.id in tables[0] for claim in CLAIMS.values())
+    assert all(text in tables[0] for text in registry_table()[["id", "statement"]].to_numpy().ravel())
     assert all(word not in tables[0] for word in verdicts["why"])
     assert all(why in tables[2] for why in verdicts["why"])
 
@@ -189,7 +189,7 @@ def test_the_study_of_a_profile_with_one_seed_decides_nothing(ran, study_again):
     verdicts = run.table("verdicts")
     pd.testing.assert_frame_equal(verdicts, judge_claims(study.rows, study.samples), check_dtype=False)
     assert set(verdicts["verdict"]) == {"inconclusive"}
-    assert set(verdicts["claim"]) == set(CLAIMS)
+    assert set(verdicts["claim"]) == set(registry_table()["id"])
     right = study.samples.query("method == 'LP' and protocol == 'OOD'").groupby("ratio")["correct"].mean()
     [row] = verdicts.query("claim == 'C2' and task == 'icons' and contrast == 'LP: 30 % − 0 %'").itertuples()
     assert row.effect == pytest.approx(right[0.3] - right[0.0])
