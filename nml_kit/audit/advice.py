@@ -11,8 +11,6 @@ from nml_kit.inference import change_in_words, judge_claims, paired_differences
 from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.study import Study, StudyResults
 
-CONTRASTS = (("MLP", "LP"), ("NMTune", "LP"), ("NMTune", "MLP"))
-
 
 def spectral_card(features: Features, *, draws: int = 20, seed: int = 0) -> pd.DataFrame:
     """Every spectral metric of the test split, not centred: metric, value, and low and high over random halves.
@@ -60,12 +58,12 @@ def known_spectra(results: StudyResults, *, task: str = "icons") -> pd.DataFrame
 
 def head_differences(samples: pd.DataFrame, by: Sequence[str] = ("protocol",)) -> pd.DataFrame:
     """Paired differences in accuracy between heads for each group: by…, contrast, mean, low, high (fractions)."""
-    found = []
-    for head, baseline in CONTRASTS:
+    tables = []
+    for head, baseline in (("MLP", "LP"), ("NMTune", "LP"), ("NMTune", "MLP")):
         pair = samples[samples["method"].isin([head, baseline])]
         differences = paired_differences(pair, "method", baseline, list(by))
-        found.append(differences.assign(contrast=f"{head} − {baseline}").drop(columns="method"))
-    return pd.concat(found, ignore_index=True)
+        tables.append(differences.assign(contrast=f"{head} − {baseline}").drop(columns="method"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def recommendation(differences: pd.DataFrame) -> list[str]:
@@ -81,13 +79,13 @@ def recommendation(differences: pd.DataFrame) -> list[str]:
     """
     sentences = []
     for protocol, part in differences.groupby("protocol"):
-        intervals = {str(row["contrast"]): (row["mean"], row["low"], row["high"]) for row in part.to_dict("records")}
-        said = {contrast: change_in_words(*interval) for contrast, interval in intervals.items()}
+        columns = (part[name] for name in ("mean", "low", "high"))
+        words = dict(zip(part["contrast"], map(change_in_words, *columns), strict=True))
         head = advised_head(differences, str(protocol))
         if head == "LP":
-            advice = f"do not bother: with NMTune accuracy {said['NMTune − LP']} against a linear probe"
+            advice = f"do not bother: with NMTune accuracy {words['NMTune − LP']} against a linear probe"
         else:
-            gain, rest = said[f"{head} − LP"], said["NMTune − MLP"]
+            gain, rest = words[f"{head} − LP"], words["NMTune − MLP"]
             advice = f"use {head}: accuracy {gain} against a linear probe; from MLP to NMTune it {rest}"
         sentences.append(f"{protocol}, {advice}.")
     return sentences

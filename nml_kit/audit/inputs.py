@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.model_selection import train_test_split
 
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.features import Features
@@ -57,9 +58,8 @@ def features_from_files(
     """
     if bool(str(test)) != bool(str(test_labels)):
         raise InvalidInputError("Expected test features and test labels, or neither, got one of the two.")
-    X, y, X_test, y_test, at, at_test = (
-        read_array(path) if str(path) else None for path in (train, labels, test, test_labels, domains, test_domains)
-    )
+    paths = (train, labels, test, test_labels, domains, test_domains)
+    X, y, X_test, y_test, at, at_test = (read_array(path) if str(path) else None for path in paths)
     if X is None or y is None:
         raise InvalidInputError("Expected files of train features and their labels, got none.")
     return features_from_arrays(X, y, X_test, y_test, domains=at, domains_test=at_test, name=Path(train).stem)
@@ -74,11 +74,10 @@ def features_from_arrays(
     domains: ArrayLike | None = None,
     domains_test: ArrayLike | None = None,
     name: str = "features",
-    seed: int = 0,
 ) -> Features:
     """Features (N, D) with labels (N,) of any kind, and domains (N,) if there are several, as a `Features` value.
 
-    Without test samples, a quarter of the given ones, stratified by class and drawn by `seed`, is set apart as such.
+    Without test samples, a quarter of the samples, stratified by class, is set apart as such.
     Raises InvalidInputError for features that are not a finite matrix of numbers, lengths that differ, another width
     of the test features, test classes that were not trained on, or fewer than two classes.
 
@@ -102,9 +101,9 @@ def features_from_arrays(
             + (f" and test labels such as {unknown[0]!r} without any." if len(unknown) else ".")
         )
     codes = np.searchsorted(classes, labels)
-    splits = np.repeat(["train", "test"][: len(parts)], [len(part[0]) for part in parts])
+    splits = np.where(np.arange(len(values)) < len(parts[0][0]), "train", "test")
     if X_test is None:
-        splits = _with_test(codes, seed)
+        splits[_test_rows(codes)] = "test"
     ids = np.array([f"{row:09d}" for row in range(len(values))])
     content = {"values": values, "labels": codes, "domains": named, "splits": splits}
     return Features(name, values, ids, codes, tuple(map(str, classes)), named, splits, fingerprint(content))
@@ -129,16 +128,12 @@ def _checked(
     return values.astype(floats, copy=False), labels, names
 
 
-def _with_test(codes: NDArray[np.int64], seed: int) -> NDArray[np.str_]:
+def _test_rows(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
     size = max(round(_TEST_FRACTION * len(codes)), len(np.unique(codes)))
-    splitter = StratifiedShuffleSplit(n_splits=1, test_size=size, random_state=seed)
     try:
-        _, test = next(splitter.split(codes, codes))
+        return train_test_split(np.arange(len(codes)), test_size=size, random_state=0, stratify=codes)[1]
     except ValueError as error:
         raise InvalidInputError(
             f"Expected at least two samples of every class to set a test part apart, got {np.bincount(codes).min()} of "
             "one; give test samples of their own."
         ) from error
-    splits = np.full(len(codes), "train")
-    splits[test] = "test"
-    return splits

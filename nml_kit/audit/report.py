@@ -6,8 +6,7 @@ Of features from files or from real pre-trained models nobody knows the noise: i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,10 +19,8 @@ from nml_kit.data import Task, load_task, select_rows
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import Features, Fold, extract_features, in_domain_fold, leave_one_domain_out, samples_to_train
 from nml_kit.heads import Recipe
-from nml_kit.store import Store
-from nml_kit.study import Methods, Profile, Source, Study, candidates_of, fit_sources, load_profile
+from nml_kit.study import METHODS, Methods, Profile, RunOptions, Source, Study, candidates_of, fit_sources, load_profile
 
-HEADS = ("LP", "MLP", "NMTune")
 BAG_OF_WORDS = "bag-of-words"
 _WORDS, _WORD = 1024, r"[^\W_]+"  # columns of a bag of words; what a word is
 _BAG = f"hashed words, {_WORDS}"
@@ -31,20 +28,30 @@ _UNKNOWN = {"recipe": "unknown", "noise": "unknown", "objective": "unknown", "ra
 
 
 class AuditSettings(NamedTuple):
-    """How the heads are trained: their `seeds`, `epochs`, `recipe`."""
+    """How heads are trained."""
 
     seeds: tuple[int, ...] = (0, 1)
     epochs: int = 10
     recipe: Recipe = "paper"
 
+    @property
+    def profile(self) -> Profile:
+        return load_profile("small").changed(head_recipe=self.recipe, head_epochs=self.epochs)
+
+    def candidates(self, seed: int) -> dict[str, dict[str, BaseEstimator]]:
+        """What is tried: learning rates, and NMTune's λ; few, so that an audit takes minutes."""
+        rates = [1e-3, 3e-3]
+        methods: Methods = {
+            "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
+            "MLP": ("MLP", {"learning_rate": rates}),
+            "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.01, 0.1]}),
+        }
+        return candidates_of(methods, self.profile, seed)
+
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What was found of `features`.
-
-    `samples`: what each tuned head said of each test sample, by seed (see `Study.samples`); `selections`: a row for
-    each candidate (see `Study.selections`), by seed.
-    """
+    """What was measured of `features`: `samples` and `selections` are those of a `Study`, by seed."""
 
     features: Features
     samples: pd.DataFrame
@@ -57,20 +64,18 @@ def audit_features(
     *,
     held_out: Sequence[str] = (),
     settings: AuditSettings | None = None,
-    store: Store | None = None,
-    jobs: int | None = None,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Audit:
     """Tune LP, MLP and NMTune on validation parts of the train samples, in-domain and for each domain held out.
 
-    With several domains in `features`, each of `held_out` (none given: each of all) is tested by heads that were tuned
-    and trained on the other domains. What the store lacks is made, and kept. Raises InvalidInputError for a domain that
-    there is not, or if a split is missing.
+    With several domains in `features`, each of `held_out` (none named: each of all) is tested by heads that were tuned
+    and trained on the others. What the store lacks is made, and kept. Raises InvalidInputError for an unknown domain,
+    or if a split is missing.
     """
     settings, folds = settings or AuditSettings(), audit_folds(features, held_out)
     context = {"experiment": "audit", "profile": "", **_UNKNOWN, "backbone": features.task}
     sources = [Source({**context, "seed": seed}, {features.task: features}) for seed in settings.seeds]
-    study = fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
+    study = fit_heads_of(sources, folds, settings, **options)
     return Audit(features, study.samples, study.selections, settings)
 
 
@@ -123,9 +128,7 @@ def run_practical(
     tasks: Sequence[PracticalTask],
     *,
     epochs: int = 10,
-    store: Store | None = None,
-    jobs: int | None = None,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Study:
     """Features of every task from each backbone, then LP, MLP and NMTune tuned on validation parts.
 
@@ -133,7 +136,7 @@ def run_practical(
     What the store lacks is made in `jobs` processes (None: one per core), and kept. In the rows the noise ratio is NaN
     and the objective "unknown". Source: the paper's Tables 1 and 2.
     """
-    store = store or Store()
+    store, progress = options.get("store"), options.get("progress", True)
     settings = AuditSettings(profile.seeds, epochs, profile.head_recipe)
     context = {"experiment": "practical", "profile": profile.name, **_UNKNOWN}
     sources = []
@@ -143,7 +146,7 @@ def run_practical(
         features = {task.name: extract_features(task, backbone, store=store, progress=progress) for task, _ in tasks}
         sources += [Source({**context, "backbone": name, "seed": seed}, features) for seed in profile.seeds]
     folds = [fold for _, task_folds in tasks for fold in task_folds]
-    return fit_heads_of(sources, folds, settings, store=store, jobs=jobs, progress=progress)
+    return fit_heads_of(sources, folds, settings, **options)
 
 
 def bag_of_words(texts: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n words"]:
@@ -168,9 +171,9 @@ def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEs
     rows = audit.selections.query("protocol == 'ID' and method == @method and seed == @seed and chosen")
     if rows.empty:
         raise InvalidInputError(
-            f"Expected a head among {', '.join(HEADS)} of seeds {audit.settings.seeds}, got {method!r}, {seed}."
+            f"Expected a head among {', '.join(METHODS)} of seeds {audit.settings.seeds}, got {method!r}, {seed}."
         )
-    head = _candidates(audit.settings, seed)[method][rows["candidate"].iloc[0]]
+    head = audit.settings.candidates(seed)[method][rows["candidate"].item()]
     train = samples_to_train(audit.features, in_domain_fold(audit.features.task))
     return head.fit(train.values, train.labels)
 
@@ -186,12 +189,11 @@ def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
 
 def _folds(task: Task, sources: tuple[str, ...], held_out: Sequence[str] | None) -> list[Fold]:
     """The ID fold, then the OOD ones; `held_out` None: none of those, empty: every domain is."""
-    if not sources:
-        others = leave_one_domain_out(task.name, task.domains.tolist(), held_out) if held_out is not None else []
-        return [in_domain_fold(task.name), *others]
-    in_domain = Fold(task.name, "ID", sources, sources)
+    in_domain = Fold(task.name, "ID", sources or None, sources or None)
     if held_out is None:
         return [in_domain]
+    if not sources:
+        return [in_domain, *leave_one_domain_out(task.name, task.domains.tolist(), held_out)]
     tested = tuple(held_out or [domain for domain in np.unique(task.domains).tolist() if domain not in sources])
     if not tested or set(tested) & set(sources):
         raise InvalidInputError(
@@ -201,21 +203,8 @@ def _folds(task: Task, sources: tuple[str, ...], held_out: Sequence[str] | None)
     return [in_domain, Fold(task.name, "OOD", sources, tested)]  # one: the heads are the same for all domains
 
 
-def fit_heads_of(sources: Sequence[Source], folds: Sequence[Fold], settings: AuditSettings, **options: Any) -> Study:
-    """The study of LP, MLP and NMTune on features from elsewhere; options are those of `fit_sources`."""
-    return fit_sources(_profile(settings), sources, lambda seed: folds, partial(_candidates, settings), **options)
-
-
-def _profile(settings: AuditSettings) -> Profile:
-    return load_profile("small").changed(head_recipe=settings.recipe, head_epochs=settings.epochs)
-
-
-def _candidates(settings: AuditSettings, seed: int) -> dict[str, dict[str, BaseEstimator]]:
-    """The settings that are tried: learning rates, and NMTune's λ; few, so that an audit takes minutes."""
-    rates = [1e-3, 3e-3]
-    methods: Methods = {
-        "LP": ("LP", {"learning_rate": [1e-3, 1e-2, 1e-1]}),
-        "MLP": ("MLP", {"learning_rate": rates}),
-        "NMTune": ("NMTune", {"learning_rate": rates, "weights": [0.01, 0.1]}),
-    }
-    return candidates_of(methods, _profile(settings), seed)
+def fit_heads_of(
+    sources: Sequence[Source], folds: Sequence[Fold], settings: AuditSettings, **options: Unpack[RunOptions]
+) -> Study:
+    """The study of LP, MLP and NMTune on features from elsewhere."""
+    return fit_sources(settings.profile, sources, lambda seed: folds, settings.candidates, **options)

@@ -125,36 +125,31 @@ def _features_key(task: Task, backbone: Backbone, dtype: str) -> dict[str, Any]:
     return key | {"inputs": task.fingerprint, "dtype": dtype, "backbone": backbone.key}
 
 
-def _shard(work: Path, start: int) -> Path:
-    return work / f"shard-{start:09d}.safetensors"
-
-
-def _kept(work: Path) -> list[range]:
-    """The rows that files have, in order."""
-    starts = [int(path.stem.partition("-")[2]) for path in sorted(work.glob("shard-*.safetensors"))]
-    return [range(start, start + len(read_tensors(_shard(work, start))["values"])) for start in starts]
+def _kept(work: Path) -> dict[Path, range]:
+    """The files of shards and the rows that they have, in order."""
+    starts = {path: int(path.stem.partition("-")[2]) for path in sorted(work.glob("shard-*.safetensors"))}
+    return {path: range(start, start + len(read_tensors(path)["values"])) for path, start in starts.items()}
 
 
 def _extract_shards(
     task: Task, backbone: Backbone, dtype: str, work: Path, progress: bool, processes: Processes
 ) -> None:
     """Write the shards that are missing, one a process at a time: an error in one is known to all after that one."""
-    kept: list[range] = processes.tell(_kept(work))
+    kept: dict[Path, range] = processes.tell(_kept(work))
     missing: list[range] = []
     size, start = backbone.shard_rows or SHARD_ROWS, 0
-    for rows in [*kept, range(len(task), len(task))]:
+    for rows in [*kept.values(), range(len(task), len(task))]:
         missing += [range(first, min(first + size, rows.start)) for first in range(start, rows.start, size)]
         start = max(start, rows.stop)
-    width = read_tensors(_shard(work, kept[0].start))["values"].shape[1] if kept else None
-    title, quiet = f"features of {task.name}", not (progress and processes.leads)
-    total = len(kept) + len(missing)
+    width = read_tensors(next(iter(kept)))["values"].shape[1] if kept else None
+    title, quiet, total = f"features of {task.name}", not (progress and processes.leads), len(kept) + len(missing)
     with tqdm(desc=title, total=total, initial=len(kept), unit="shard", disable=quiet, leave=False) as bar:
         for first in range(0, len(missing), processes.count):
             at_once = missing[first : first + processes.count]
             with processes.agreed():
                 for rows in at_once[processes.index : processes.index + 1]:
                     values = _encode_rows(task, backbone, rows, dtype, width)
-                    write_tensors(_shard(work, rows.start), {"values": values})
+                    write_tensors(work / f"shard-{rows.start:09d}.safetensors", {"values": values})
                     width = values.shape[1]
             bar.update(len(at_once))
 
@@ -162,8 +157,8 @@ def _extract_shards(
 def _merged(task: Task, work: Path) -> NDArray[np.floating]:
     """The rows of all shards, after a check that each id has one."""
     values, counts = np.zeros((0, 0)), np.zeros(len(task), dtype=int)
-    for rows in _kept(work):  # one at a time: a paid service's are many
-        part = read_tensors(_shard(work, rows.start))["values"]
+    for path, rows in _kept(work).items():  # one at a time: a paid service's are many
+        part = read_tensors(path)["values"]
         values = values if values.size else np.zeros((len(task), part.shape[1]), part.dtype)
         if part.shape[1] != values.shape[1]:
             raise StoreError(
@@ -172,12 +167,11 @@ def _merged(task: Task, work: Path) -> NDArray[np.floating]:
             )
         values[rows.start : rows.stop] = part
         counts[rows.start : rows.stop] += 1
-    wrong = np.flatnonzero(counts != 1)
-    if len(wrong):
+    for row in np.flatnonzero(counts != 1):
         raise StoreError(
-            f"Features of {task.name!r}: expected one row in {work} for each of {len(task)} ids, but got "
-            f"{counts[wrong[0]]} for {str(task.ids[wrong[0]])!r} ({len(wrong)} ids are wrong); all processes must "
-            "share the store. Run `nml store prune`, then again."
+            f"Features of {task.name!r}: expected one row in {work} for each of {len(task)} ids, but got {counts[row]} "
+            f"for {str(task.ids[row])!r} ({(counts != 1).sum()} ids are wrong); all processes must share the store. "
+            "Run `nml store prune`, then again."
         )
     return values
 

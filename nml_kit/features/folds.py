@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.features.features import Features
@@ -19,7 +19,7 @@ class Fold:
 
     None means all domains. Protocol "ID": train and test share their domains; "OOD": they share none. `fraction` of the
     train samples of each class are used, one at least; `label_noise` is the ratio of their labels that are flipped
-    (both fractions). `seed` draws both; test samples and labels stay as they are.
+    (both fractions). `seed` draws both; test samples stay as they are.
     Raises InvalidInputError for a fraction or a ratio out of range.
     """
 
@@ -70,8 +70,8 @@ def leave_one_domain_out(task: str, domains: Sequence[str], held_out: Sequence[s
     [('filled',), ('outline',)]
     """
     names = _two_or_more(task, domains)
-    others = {name: tuple(other for other in names if other != name) for name in held_out or names}
-    return [Fold(task, "OOD", others[name], (name,)) for name in others]
+    left_out = dict.fromkeys(held_out or names)
+    return [Fold(task, "OOD", tuple(other for other in names if other != name), (name,)) for name in left_out]
 
 
 def train_on_one_domain(task: str, domains: Sequence[str], sources: Sequence[str]) -> list[Fold]:
@@ -110,7 +110,7 @@ def samples_to_train(features: Features, fold: Fold) -> Features:
     """
     train = features.select(split="train", domains=fold.train_domains)
     if fold.fraction < 1:
-        train = train.take(_stratified(train.ids, train.labels, fold.fraction, fold.seed))
+        train = train.take(_stratified(train, fold.fraction, fold.seed))
     if fold.label_noise > 0:
         classes, ratio = len(train.class_names), fold.label_noise
         noise = inject_label_noise(train.labels, ratio, num_classes=classes, seed=fold.seed, ids=train.ids)
@@ -123,13 +123,10 @@ def samples_to_test(features: Features, fold: Fold) -> Features:
     return features.select(split="test", domains=fold.test_domains)
 
 
-def _stratified(ids: NDArray[np.str_], labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.intp]:
+def _stratified(train: Features, fraction: float, seed: int) -> Int[np.ndarray, " n"]:
     """Rows, in order, of the first ⌊fraction · n + ½⌋ of each class by a keyed hash of their ids, one at least."""
     key = hashlib.blake2b(f"fraction {int(seed)}".encode()).digest()
-    digests = [hashlib.blake2b(str(name).encode(), key=key, digest_size=16).hexdigest() for name in ids]
+    digests = [hashlib.blake2b(str(name).encode(), key=key, digest_size=16).hexdigest() for name in train.ids]
     order = np.argsort(digests, kind="stable")
-    kept = []
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        kept.append(members[: max(1, int(fraction * len(members) + 0.5))])
-    return np.sort(np.concatenate(kept))
+    of_class = [order[train.labels[order] == label] for label in np.unique(train.labels)]
+    return np.sort(np.concatenate([rows[: max(1, int(fraction * len(rows) + 0.5))] for rows in of_class]))

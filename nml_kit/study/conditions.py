@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -44,6 +44,14 @@ AnyRecipe: TypeAlias = Recipe | TimmRecipe | ContrastiveRecipe | ShardRecipe
 NoiseMaker: TypeAlias = Callable[[Task, float, int], LabelNoise]
 
 
+class RunOptions(TypedDict, total=False):
+    """Where results are kept, in how many processes they are made (None: one per core), and whether a bar is shown."""
+
+    store: Store | None
+    jobs: int | None
+    progress: bool
+
+
 class Origin(NamedTuple):
     """Which pre-training features come from; ratio NaN is the randomly initialised baseline."""
 
@@ -64,10 +72,15 @@ def pretraining_task(profile: Profile) -> Task:
     return load_task(data.task).limit(classes=data.classes, train_per_class=data.train_per_class, seed=0)
 
 
+def downstream_task(profile: Profile, name: str) -> Task:
+    """A downstream task by name, cut to the profile's size."""
+    return load_task(name).limit(train_per_class=profile.downstream.train_per_class, seed=0)
+
+
 def downstream_tasks(profile: Profile) -> dict[str, Task]:
     """The profile's downstream tasks by name, cut to its size."""
     names = dict.fromkeys((*profile.downstream.id, *profile.downstream.ood_tasks))
-    return {name: load_task(name).limit(train_per_class=profile.downstream.train_per_class, seed=0) for name in names}
+    return {name: downstream_task(profile, name) for name in names}
 
 
 def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelNoise:
@@ -76,14 +89,12 @@ def label_noise(profile: Profile, task: Task, ratio: float, seed: int) -> LabelN
     "uniform" and "asymmetric" are kinds of `inject_label_noise`; "confusion" flips a label in proportion to how much
     the other class looks like its own (`similarity_transition` of the train images).
     """
-    train, transition = task.select(split="train"), None
+    train = task.select(split="train")
     # Clean labels have no kind: all kinds share the network that is trained on them.
-    kind: str = profile.noise if ratio > 0 else "uniform"
-    if kind == "confusion":
-        kind, transition = "transition", _confusions(task)
-    return inject_label_noise(
-        train.labels, ratio, num_classes=task.num_classes, kind=kind, seed=seed, ids=train.ids, transition=transition
-    )
+    kind: dict[str, Any] = {"kind": profile.noise if ratio > 0 else "uniform"}
+    if kind["kind"] == "confusion":
+        kind = {"kind": "transition", "transition": _confusions(task)}
+    return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, seed=seed, ids=train.ids, **kind)
 
 
 @lru_cache(maxsize=4)
@@ -116,38 +127,33 @@ def pretrained_backbone(
     initialised baseline of an objective is its network at the start, with the transform of training. Raises
     UnknownNameError for an unknown objective, DataFileError for shards that are missing or damaged.
     """
-    recipe = pretraining_recipe(profile, origin.objective)
-    if np.isnan(origin.ratio):
-        return _untrained(recipe, task, origin.seed)
-    if isinstance(recipe, ShardRecipe):
-        return _pretrained_on_shards(profile, recipe, origin, store or Store(), progress)
-    record = _noise(profile, task, origin, noise)
-    return pretrain(task, record, recipe=recipe, seed=origin.seed, store=store, progress=progress)
+    recipe, ratio, seed = pretraining_recipe(profile, origin.objective), origin.ratio, origin.seed
+    if np.isnan(ratio):
+        return _untrained(recipe, task, seed)
+    if not isinstance(recipe, ShardRecipe):
+        record = _noise(profile, task, origin, noise)
+        return pretrain(task, record, recipe=recipe, seed=seed, store=store, progress=progress)
+    store = store or Store()
+    clean, noisy = _shards(profile, origin, store)
+    if ratio > 0:
+        # Under a lock: of several processes the first writes the shards, the others wait and find them.
+        inject_caption_noise_into_shards(clean, noisy.parent, ratio, seed=seed, progress=progress)
+    known = {"kind": "exchange", "requested_ratio": ratio, "seed": seed}
+    return pretrain_on_shards(noisy, recipe=recipe, seed=seed, noise=known, store=store, progress=progress)
 
 
 def is_origin_stored(
     profile: Profile, task: Task, origin: Origin, *, noise: NoiseMaker | None = None, store: Store
 ) -> bool:
     """Whether `pretrained_backbone` would train nothing."""
-    recipe = pretraining_recipe(profile, origin.objective)
+    recipe, seed = pretraining_recipe(profile, origin.objective), origin.seed
     if np.isnan(origin.ratio):
         return True
     if isinstance(recipe, ShardRecipe):
-        pattern = _noisy_shards(profile, origin, store)
-        made = origin.ratio == 0 or (pattern.parent / RECORD).exists()
-        return made and is_pretrained_on_shards(pattern, recipe=recipe, seed=origin.seed, store=store)
-    return is_pretrained(task, _noise(profile, task, origin, noise), recipe=recipe, seed=origin.seed, store=store)
-
-
-def _pretrained_on_shards(
-    profile: Profile, recipe: ShardRecipe, origin: Origin, store: Store, progress: bool
-) -> Backbone:
-    clean, pattern = _clean_shards(profile), _noisy_shards(profile, origin, store)
-    if origin.ratio > 0:
-        # Under a lock: of several processes the first writes the shards, the others wait and find them.
-        inject_caption_noise_into_shards(clean, pattern.parent, origin.ratio, seed=origin.seed, progress=progress)
-    noise = {"kind": "exchange", "requested_ratio": origin.ratio, "seed": origin.seed}
-    return pretrain_on_shards(pattern, recipe=recipe, seed=origin.seed, noise=noise, store=store, progress=progress)
+        _, noisy = _shards(profile, origin, store)
+        is_made = origin.ratio == 0 or (noisy.parent / RECORD).exists()
+        return is_made and is_pretrained_on_shards(noisy, recipe=recipe, seed=seed, store=store)
+    return is_pretrained(task, _noise(profile, task, origin, noise), recipe=recipe, seed=seed, store=store)
 
 
 def _untrained(recipe: AnyRecipe, task: Task, seed: int) -> Backbone:
@@ -160,27 +166,19 @@ def _untrained(recipe: AnyRecipe, task: Task, seed: int) -> Backbone:
     return untrained_backbone(recipe.architecture, seed=seed, transform=transform)
 
 
-def _clean_shards(profile: Profile) -> Path:
-    """The profile's brace pattern, below the directory of data sets."""
-    pattern = datasets_dir().absolute() / str(profile.pretraining.shards)
-    if not pattern.parent.is_dir():
-        raise DataFileError(
-            f"Expected the shards of profile {profile.name!r} in {pattern.parent}, which is not there; say in "
-            "NML_DATASETS where data sets are, or change `pretraining.shards` in a copy of the profile."
-        )
-    return pattern
-
-
-def _noisy_shards(profile: Profile, origin: Origin, store: Store) -> Path:
-    """The brace pattern of the shards of an origin: the clean ones, or noisy copies of them in the store's directory.
+def _shards(profile: Profile, origin: Origin, store: Store) -> tuple[Path, Path]:
+    """Brace patterns of the profile's shards and of the origin's: at ratio 0 the same, else copies in the store.
 
     They are kept for as long as the network shall be found again, which is by their bytes.
     """
-    clean = _clean_shards(profile)
-    if origin.ratio == 0:
-        return clean
+    clean = datasets_dir().absolute() / str(profile.pretraining.shards)
+    if not clean.parent.is_dir():
+        raise DataFileError(
+            f"Expected the shards of profile {profile.name!r} in {clean.parent}, which is not there; say in "
+            "NML_DATASETS where data sets are, or change `pretraining.shards` in a copy of the profile."
+        )
     which = fingerprint({"shards": str(clean), "ratio": origin.ratio, "seed": origin.seed})
-    return store.root / "shards" / which[:16] / clean.name
+    return clean, clean if origin.ratio == 0 else store.root / "shards" / which[:16] / clean.name
 
 
 def pretraining_recipe(profile: Profile, objective: Objective) -> AnyRecipe:
@@ -240,7 +238,7 @@ def networks_and_features(
     tasks: Mapping[str, Task],
     *,
     noise: NoiseMaker | None = None,
-    store: Store,
+    store: Store | None = None,
     jobs: int | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[Origin, Backbone, dict[str, Features]]]:
@@ -249,26 +247,23 @@ def networks_and_features(
     What the store lacks is made first, network by network in `jobs` processes (None: one per core) of one thread each,
     so that results do not depend on their number.
     """
-    source = pretraining_task(profile)
-    work = [(profile, source, origin, tasks, noise, store) for origin in origins]
-    missing = [(_extracted, arguments) for arguments in work if not _is_extracted(*arguments)]
-    in_parallel(missing, jobs, "networks" if progress else "")
-    for origin, arguments in zip(origins, work, strict=True):
-        yield origin, *_extracted(*arguments)
+    source, store = pretraining_task(profile), store or Store()
+    make = partial(pretrained_backbone, profile, source, noise=noise, store=store, progress=False)
+    is_made = partial(is_origin_stored, profile, source, noise=noise, store=store)
+    missing = [
+        origin
+        for origin in origins
+        if not is_made(origin) or not all(is_extracted(task, make(origin), store=store) for task in tasks.values())
+    ]
+    in_parallel([(_features, (make, origin, tasks, store)) for origin in missing], jobs, "networks" if progress else "")
+    for origin in origins:
+        yield origin, *_features(make, origin, tasks, store)
 
 
-def _extracted(
-    profile: Profile, source: Task, origin: Origin, tasks: Mapping[str, Task], noise: NoiseMaker | None, store: Store
+def _features(
+    make: Callable[[Origin], Backbone], origin: Origin, tasks: Mapping[str, Task], store: Store
 ) -> tuple[Backbone, dict[str, Features]]:
-    backbone = pretrained_backbone(profile, source, origin, noise=noise, store=store, progress=False)
-    features = {name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()}
-    return backbone, features
-
-
-def _is_extracted(
-    profile: Profile, source: Task, origin: Origin, tasks: Mapping[str, Task], noise: NoiseMaker | None, store: Store
-) -> bool:
-    if not is_origin_stored(profile, source, origin, noise=noise, store=store):
-        return False
-    backbone = pretrained_backbone(profile, source, origin, noise=noise, store=store, progress=False)
-    return all(is_extracted(task, backbone, store=store) for task in tasks.values())
+    backbone = make(origin)
+    return backbone, {
+        name: extract_features(task, backbone, store=store, progress=False) for name, task in tasks.items()
+    }

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,8 @@ from nml_kit.pretraining import CAPTION_TEMPLATES, one_thread
 from nml_kit.store import Store
 from nml_kit.study.conditions import (
     Origin,
-    downstream_tasks,
+    RunOptions,
+    downstream_task,
     networks_and_features,
     pretraining_task,
     study_origins,
@@ -49,17 +50,12 @@ _ROWS_AT_ONCE = 1024
 
 
 def pretraining_history(
-    profile: Profile,
-    objective: Objective = "supervised",
-    *,
-    store: Store | None = None,
-    jobs: int | None = None,
-    progress: bool = True,
+    profile: Profile, objective: Objective = "supervised", **options: Unpack[RunOptions]
 ) -> pd.DataFrame:
     """What pre-training measured after each epoch, one row per ratio, seed and epoch.
 
     Columns: ratio, seed, objective, epoch (from 1), loss (nats), test_accuracy (clean test split; contrastive:
-    zero-shot) and memorised (see `pretrain`), the last two fractions; memorised is NaN at ratio 0.
+    zero-shot), memorised (see `pretrain`, NaN at ratio 0), the last two fractions.
 
     >>> from nml_kit import load_profile
     >>> history = pretraining_history(load_profile("smoke"), jobs=1, progress=False)
@@ -67,44 +63,35 @@ def pretraining_history(
     (2, [True, False])
     """
     _, *trained = study_origins(profile, objective)  # the random baseline comes first
-    made = networks_and_features(profile, trained, {}, store=store or Store(), jobs=jobs, progress=progress)
+    made = networks_and_features(profile, trained, {}, **options)
     rows = [origin._asdict() | epoch for origin, backbone, _ in made for epoch in (backbone.card or {})["history"]]
     return pd.DataFrame(rows).reindex(columns=[*Origin._fields, "epoch", "loss", "test_accuracy", "memorised"])
 
 
-def zero_shot_samples(
-    profile: Profile, *, store: Store | None = None, jobs: int | None = None, progress: bool = True
-) -> pd.DataFrame:
+def zero_shot_samples(profile: Profile, **options: Unpack[RunOptions]) -> pd.DataFrame:
     """Was the class of each test image named without a head? The pre-training task and the profile's OOD tasks.
 
     One row per ratio (NaN: random weights), seed, task and test image, in the columns of `Study.samples` with protocol
     and method "zero-shot", and `chance`. All networks are contrastive; templates are the default ones.
     """
-    table = _of_every_network(profile, zero_shot_predictions, store or Store(), jobs, progress)
-    return table.drop(columns=["label", "predicted"])
+    return _of_every_network(zero_shot_predictions, profile, **options).drop(columns=["label", "predicted"])
 
 
-def retrieval_samples(
-    profile: Profile, *, store: Store | None = None, jobs: int | None = None, progress: bool = True
-) -> pd.DataFrame:
+def retrieval_samples(profile: Profile, **options: Unpack[RunOptions]) -> pd.DataFrame:
     """Was the right caption, or image, among the k nearest? As `zero_shot_samples`, with columns direction and k."""
-    table = _of_every_network(profile, retrieval_recall, store or Store(), jobs, progress)
-    return table.rename(columns={"hit": "correct"})
+    return _of_every_network(retrieval_recall, profile, **options).rename(columns={"hit": "correct"})
 
 
 def _of_every_network(
-    profile: Profile, measure: Callable[..., pd.DataFrame], store: Store, jobs: int | None, progress: bool
+    measure: Callable[..., pd.DataFrame], profile: Profile, **options: Unpack[RunOptions]
 ) -> pd.DataFrame:
     """What is measured of each contrastive network on the pre-training task's test split and the OOD tasks."""
-    source, downstream, frames = pretraining_task(profile), downstream_tasks(profile), []
+    source, frames = pretraining_task(profile), []
     tasks = {source.name: source.select(split="test")}
-    tasks |= {name: downstream[name] for name in profile.downstream.ood_tasks}
-    origins = study_origins(profile, "contrastive")
-    for origin, backbone, _ in networks_and_features(
-        profile, origins, tasks, store=store, jobs=jobs, progress=progress
-    ):
+    tasks |= {name: downstream_task(profile, name) for name in profile.downstream.ood_tasks}
+    for origin, backbone, _ in networks_and_features(profile, study_origins(profile, "contrastive"), tasks, **options):
         for task in tasks.values():
-            table = measure(backbone, task, store=store)
+            table = measure(backbone, task, store=options.get("store"))
             frames.append(table.assign(protocol="zero-shot", method="zero-shot", **origin._asdict()))
     return pd.concat(frames, ignore_index=True)
 
@@ -129,8 +116,8 @@ def zero_shot_predictions(
     photo of a {}."; ImageNet's WordNet ids are named in English. `backbone` is contrastive, or its name
     ("nml:DIGEST"); its features are taken from the store, or extracted into it.
     Columns: task, sample (id), label, predicted (0..K−1), correct (bool), chance: the share of all images that get this
-    image's label, so that its mean is the accuracy of the same predictions in random order. A uniform guess, 1/K, is
-    no fair reference where classes differ in size: always naming a large one is more often right.
+    image's label. Its mean is the accuracy of the same predictions in random order: where classes differ in size,
+    always naming a large one is right more often than 1/K.
     Raises UnknownNameError for an unknown backbone or split, InvalidInputError for one without a text network, for a
     text task, or a template without "{}".
     Source: Radford et al. (2021), section 3.1; the paper's section 2 (zero-shot evaluation of CLIP models).
@@ -188,18 +175,15 @@ def retrieval_recall(
     with torch.inference_mode():
         images = _image_vectors(clip, features)
         texts = text_embeddings(clip, tokenize(captions.tolist(), clip.context_length))
-    matches = torch.from_numpy(caption_of)
-    ranks = {
-        "image→text": (_ranks(images, texts, matches, torch.arange(len(texts))), chosen.ids),
-        "text→image": (_ranks(texts, images, torch.arange(len(texts)), matches), captions),
+    of_image, of_text, tables = torch.from_numpy(caption_of), torch.arange(len(texts)), []
+    directions = {
+        "image→text": (chosen.ids, _ranks(images, texts, of_image, of_text), np.ones(len(images), int), len(texts)),
+        "text→image": (captions, _ranks(texts, images, of_text, of_image), np.bincount(caption_of), len(images)),
     }
-    matching = {"image→text": np.ones(len(images), dtype=int), "text→image": np.bincount(caption_of)}
-    candidates = {"image→text": len(texts), "text→image": len(images)}
-    return pd.concat([
-        pd.DataFrame({"task": task.name, "direction": direction, "k": k, "sample": samples, "hit": rank <= k,
-                      "chance": _chance(matching[direction], candidates[direction], k)})
-        for direction, (rank, samples) in ranks.items() for k in ks
-    ], ignore_index=True)  # fmt: skip
+    for direction, (samples, ranks, matching, candidates) in directions.items():
+        table = pd.DataFrame({"task": task.name, "direction": direction, "sample": samples})
+        tables += [table.assign(k=k, hit=ranks <= k, chance=_chance(matching, candidates, k)) for k in ks]
+    return pd.concat(tables, ignore_index=True)[["task", "direction", "k", "sample", "hit", "chance"]]
 
 
 def _model_and_features(backbone: str | Backbone, task: Task, split: str, store: Store | None) -> tuple[Any, Features]:
@@ -257,8 +241,7 @@ def seconds_in_turn(
                 started = time.perf_counter()
                 call()
                 rows.append((method, step, repeat, time.perf_counter() - started))
-    found = pd.DataFrame(rows, columns=["method", "step", "repeat", "seconds"])
-    return found[found["repeat"] > 0].reset_index(drop=True)
+    return pd.DataFrame(rows[uncounted * len(calls) :], columns=["method", "step", "repeat", "seconds"])
 
 
 def backbone_parameters(backbone: Backbone) -> int:

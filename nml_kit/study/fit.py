@@ -8,16 +8,15 @@ Gulrajani and Lopez-Paz, ICLR 2021) would report what nobody can have. One candi
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedShuffleSplit
@@ -30,10 +29,10 @@ from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, Fold, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, MLPTune, fit_heads
 from nml_kit.pretraining import in_parallel
-from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy, singular_values
+from nml_kit.spectrum import cumulative_energy, largest_singular_value_ratio, singular_value_entropy, singular_values
 from nml_kit.store import Store, write_tensors
 from nml_kit.study.methods import Candidates, head_settings, settings_hash
-from nml_kit.tuning import Tuning, start_of_classifier, tune_on, with_features_of
+from nml_kit.tuning import Tuning, tune_on, with_features_of
 
 # Raised whenever the same request would choose otherwise or give other predictions or spectra.
 FIT_VERSION = 1
@@ -94,22 +93,14 @@ class Fit:
     @property
     def chosen(self) -> int:
         """The place of the chosen candidate: the most accurate one, of equals the first."""
-        return int(np.argmax(self.validation_accuracy)) if len(self.candidates) > 1 else 0
-
-    @property
-    def correct(self) -> Bool[np.ndarray, " n"]:
-        return self.predictions == self.test.labels
+        return _best(self.validation_accuracy)
 
     def metrics(self) -> dict[str, float]:
         """Accuracy and macro F1 (fractions), SVE and LSVR (nats) on the fold's test samples."""
-        labels = self.test.labels
+        labels, values = self.test.labels, self.singular_values
         macro_f1 = f1_score(labels, self.predictions, average="macro", labels=np.unique(labels), zero_division=0)
-        return {
-            "accuracy": float(accuracy_score(labels, self.predictions)),
-            "macro_f1": float(macro_f1),
-            "sve": singular_value_entropy(self.singular_values),
-            "lsvr": largest_singular_value_ratio(self.singular_values),
-        }
+        scores = {"accuracy": float(accuracy_score(labels, self.predictions)), "macro_f1": float(macro_f1)}
+        return scores | {"sve": singular_value_entropy(values), "lsvr": largest_singular_value_ratio(values)}
 
     def rows(self, **context: Any) -> list[dict[str, Any]]:
         """A result row per metric, in RESULT_COLUMNS; `context` gives what the fit does not know (backbone, ratio, …).
@@ -118,24 +109,32 @@ class Fit:
         """
         shared = {**context, **self.fold.columns, "method": self.method, "n": len(self.test),
                   "settings_hash": self.settings_hash, "version": __version__}  # fmt: skip
-        if missing := [column for column in RESULT_COLUMNS if column not in {*shared, "metric", "value"}]:
-            raise InvalidInputError(f"Expected a value for every result column, but {', '.join(missing)} is missing.")
         rows = [{**shared, "metric": metric, "value": value} for metric, value in self.metrics().items()]
+        if missing := [column for column in RESULT_COLUMNS if column not in rows[0]]:
+            raise InvalidInputError(f"Expected a value for every result column, but {', '.join(missing)} is missing.")
         return [{column: row[column] for column in RESULT_COLUMNS} for row in rows]
 
     def samples(self, **context: Any) -> pd.DataFrame:
         """One row per test sample: its id, domain and class, what the head said, whether that is right."""
-        columns = {name: value for name, value in self.fold.columns.items() if name != "test_domain"}
-        return pd.DataFrame({**context, **columns, "method": self.method, "domain": self.test.domains,
-                             "sample": self.test.ids, "label": self.test.labels, "prediction": self.predictions,
-                             "correct": self.correct})  # fmt: skip
+        test = self.test
+        correct = self.predictions == test.labels
+        columns = {"domain": test.domains, "sample": test.ids, "label": test.labels, "prediction": self.predictions}
+        return self._table(context, **columns, correct=correct).drop(columns="test_domain")
+
+    def spectrum(self, **context: Any) -> pd.DataFrame:
+        """One row per singular value: index, share, cumulative_energy, total."""
+        values = self.singular_values
+        index, shares, energy = np.arange(1, len(values) + 1), values / values.sum(), cumulative_energy(values)
+        return self._table(context, index=index, share=shares, cumulative_energy=energy, total=values.sum())
 
     def selection(self, **context: Any) -> pd.DataFrame:
         """One row per candidate: candidate, validation_accuracy, chosen; none if there was nothing to choose."""
         names = list(self.candidates) if len(self.candidates) > 1 else []
-        return pd.DataFrame({**context, **self.fold.columns, "method": self.method, "candidate": names,
-                             "validation_accuracy": self.validation_accuracy,
-                             "chosen": np.arange(len(names)) == self.chosen})  # fmt: skip
+        chosen = np.arange(len(names)) == self.chosen
+        return self._table(context, candidate=names, validation_accuracy=self.validation_accuracy, chosen=chosen)
+
+    def _table(self, context: Mapping[str, Any], **columns: Any) -> pd.DataFrame:
+        return pd.DataFrame({**context, **self.fold.columns, "method": self.method, **columns})
 
 
 def fit_requests(
@@ -159,17 +158,25 @@ def fit_request(request: Request, store: Store) -> Fit:
 
     def build(work: Path) -> dict[str, Any]:
         train = samples_to_train(request.features, fold)
-        accuracy = _validation_accuracy(request, train) if len(names) > 1 else np.zeros(0)
-        winner = names[int(np.argmax(accuracy))] if len(names) > 1 else names[0]
-        [(head, seen)] = _fitted(request, {winner: request.candidates[winner]}, train, test)
+        with warnings.catch_warnings():
+            for message in _EXPECTED_OF_FEW_SAMPLES:
+                warnings.filterwarnings("ignore", message)
+            accuracy = _validation_accuracy(request, train) if len(names) > 1 else np.zeros(0)
+            winner = names[_best(accuracy)]
+            [(head, seen)] = _fitted(request, {winner: request.candidates[winner]}, train, test)
         write_tensors(work / "entry" / "fit.safetensors", {"validation_accuracy": accuracy, **outcome(head, seen)})
         scores = dict(zip(names, accuracy.tolist(), strict=False))
         return {**fold.columns, "method": request.method, "chosen": winner, "validation": scores}
 
     arrays = store.get_or_build(FIT_KIND, request.key, build).tensors("fit.safetensors")
-    fit = Fit(fold, request.method, names, arrays["validation_accuracy"], "", test, arrays["predictions"],
-              arrays["singular_values"])  # fmt: skip
-    return replace(fit, settings_hash=settings_hash(request.candidates[names[fit.chosen]]))
+    accuracy, predictions, values = (arrays[n] for n in ("validation_accuracy", "predictions", "singular_values"))
+    settings = settings_hash(request.candidates[names[_best(accuracy)]])
+    return Fit(fold, request.method, names, accuracy, settings, test, predictions, values)
+
+
+def _best(accuracy: Float[np.ndarray, " candidates"]) -> int:
+    """The place of the most accurate candidate, of equals the first; 0 if there was no choice."""
+    return int(np.argmax(accuracy)) if len(accuracy) else 0
 
 
 def outcome(head: BaseEstimator, test: Features) -> dict[str, np.ndarray]:
@@ -180,27 +187,6 @@ def outcome(head: BaseEstimator, test: Features) -> dict[str, np.ndarray]:
     elif isinstance(head, Pipeline) and len(head) > 1:
         represented = head[:-1].transform(test.values)
     return {"predictions": head.predict(test.values), "singular_values": singular_values(represented)}
-
-
-def fit_all(heads: Mapping[str, BaseEstimator], train: Features) -> dict[str, BaseEstimator]:
-    """Clones of the heads fitted to the train samples, by name: our own in one pass, others one by one.
-
-    Side by side the last bits depend on the company: what is tested is fitted alone.
-    """
-    own = {name: head for name, head in heads.items() if isinstance(head, LinearProbe | MLPTune)}
-    with _few_samples_expected():
-        fitted = dict(zip(own, fit_heads(train.values, train.labels, own.values()), strict=True))
-        for name in heads.keys() - own.keys():
-            fitted[name] = clone(heads[name]).fit(train.values, train.labels)
-    return {name: fitted[name] for name in heads}
-
-
-@contextmanager
-def _few_samples_expected() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for message in _EXPECTED_OF_FEW_SAMPLES:
-            warnings.filterwarnings("ignore", message)
-        yield
 
 
 def validation_rows(labels: Int[np.ndarray, " n"], *, seed: int) -> Int[np.ndarray, " m"]:
@@ -237,22 +223,21 @@ def _validation_accuracy(request: Request, train: Features) -> Float[np.ndarray,
 
 def _fitted(
     request: Request, candidates: Candidates, train: Features, test: Features
-) -> Iterable[tuple[BaseEstimator, Features]]:
-    """Each candidate fitted to the train samples, with the test samples as it sees them."""
-    if any(isinstance(candidate, Tuning) for candidate in candidates.values()):
-        return _tuned(request, candidates, train, test)
-    return [(head, test) for head in fit_all(candidates, train).values()]
-
-
-def _tuned(
-    request: Request, candidates: Candidates, train: Features, test: Features
 ) -> Iterator[tuple[BaseEstimator, Features]]:
-    if request.task is None or request.backbone is None:
+    """Each candidate fitted to the train samples, with the test samples as it sees them: our own heads in one pass.
+
+    Side by side the last bits depend on the company: what is tested is fitted alone.
+    """
+    if not any(isinstance(candidate, Tuning) for candidate in candidates.values()):
+        own = [head for head in candidates.values() if isinstance(head, LinearProbe | MLPTune)]
+        fitted = iter(fit_heads(train.values, train.labels, own))
+        for head in candidates.values():
+            yield next(fitted) if head in own else clone(head).fit(train.values, train.labels), test
+    elif request.task is None or request.backbone is None:
         raise InvalidInputError(
             f"Method {request.method!r}: expected a network to tune, but there are features alone; use heads instead."
         )
-    start = cache(partial(start_of_classifier, train))
-    for tuning in candidates.values():
-        with _few_samples_expected():
-            model = tune_on(request.task, request.backbone, train, tuning, probe=start(tuning.random_state))
-        yield model.head, with_features_of(model.backbone, request.task, test)
+    else:
+        for tuning in candidates.values():
+            model = tune_on(request.task, request.backbone, train, tuning)
+            yield model.head, with_features_of(model.backbone, request.task, test)

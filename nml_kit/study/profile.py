@@ -10,6 +10,7 @@ from nml_kit.pretraining import ContrastiveRecipe, Recipe, ShardRecipe, TimmReci
 from nml_kit.store import read_yaml
 
 Objective = Literal["supervised", "contrastive"]
+NoiseKind = Literal["uniform", "asymmetric", "confusion"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -70,7 +71,7 @@ class Profile(BaseModel):
     description: str
     ratios: tuple[Ratio, ...] = Field(min_length=2)
     seeds: tuple[int, ...] = Field(min_length=1)
-    noise: Literal["uniform", "asymmetric", "confusion"] = "uniform"
+    noise: NoiseKind = "uniform"
     pretraining: PretrainingData = PretrainingData()
     recipe: Recipe | TimmRecipe = Recipe()
     contrastive: ContrastiveRecipe | ShardRecipe = ContrastiveRecipe()
@@ -83,9 +84,7 @@ class Profile(BaseModel):
         try:
             return type(self).model_validate({**dict(self), **fields})
         except ValidationError as error:
-            raise InvalidInputError(
-                f"Profile {self.name!r}, changed: expected fields of a profile, got {error}"
-            ) from error
+            raise InvalidInputError(f"Profile {self.name!r}, changed: expected its fields, got {error}") from error
 
     @model_validator(mode="before")
     @classmethod
@@ -95,11 +94,14 @@ class Profile(BaseModel):
             return given
         recipe, data = given.get("recipe"), given.get("pretraining")
         shards = data.get("shards") if isinstance(data, dict) else getattr(data, "shards", None)
-        kinds = {"recipe": TimmRecipe if isinstance(recipe, dict) and "procedure" in recipe else Recipe,
-                 "contrastive": ShardRecipe if shards else ContrastiveRecipe}  # fmt: skip
-        read = {name: kind.model_validate(given.get(name, {})) for name, kind in kinds.items()
-                if isinstance(given.get(name, {}), dict)}  # fmt: skip
-        return given | read
+        kinds = {
+            "recipe": TimmRecipe if isinstance(recipe, dict) and "procedure" in recipe else Recipe,
+            "contrastive": ShardRecipe if shards else ContrastiveRecipe,
+        }
+        for name, kind in kinds.items():
+            if isinstance(given.get(name, {}), dict):
+                given = given | {name: kind.model_validate(given.get(name, {}))}
+        return given
 
     @model_validator(mode="after")
     def _shards_have_their_recipe(self) -> Self:

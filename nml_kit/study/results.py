@@ -6,9 +6,9 @@ networks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,9 @@ from nml_kit.spectrum import singular_directions, singular_values
 from nml_kit.store import Store, read_table, replacing
 from nml_kit.study.conditions import Origin, downstream_tasks, is_origin_stored, pretrained_backbone, pretraining_task
 from nml_kit.study.fit import RESULT_COLUMNS
-from nml_kit.study.profile import Objective, load_profile
+from nml_kit.study.profile import Objective, Profile, load_profile
 from nml_kit.study.run import noise_name, recipe_hash
-from nml_kit.study.spectra import Panel, panels_by_name
+from nml_kit.study.spectra import Panel, domain_names
 
 _STUDY = ("profile", "recipe", "noise", "backbone", "objective", "ratio", "seed", "task", "protocol", "train_domain",
           "method", "fraction", "label_noise")  # fmt: skip
@@ -36,17 +36,14 @@ _TYPES = {
     **dict.fromkeys(("seed", "n", "label", "prediction", "index"), "int64"),
     "correct": "bool",
 }
-# What results of before these columns were of is known: see `_with_known`.
-_LATER = ("recipe", "noise", "backbone", "train_domain")
-_WHOLE = {"fraction": 1.0, "label_noise": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
     """Tables of one profile: `rows` (RESULT_COLUMNS), `samples` (SAMPLE_COLUMNS), `spectra` (SPECTRUM_COLUMNS).
 
-    All are of heads trained on the whole, clean training sets. `network` gives the frozen network of an objective and a
-    ratio (fraction), that of the first seed.
+    All are of heads trained on whole, clean training sets. `network` gives that of an objective, a ratio (fraction) and
+    the first seed.
     """
 
     profile: str
@@ -56,14 +53,18 @@ class StudyResults:
     network: Callable[[Objective, float], Backbone]
 
     def panel(self, name: str) -> Panel:
-        """The task and domain that a name such as "OOD · icons · outline" stands for; UnknownNameError if nothing."""
-        if name not in self._panels:
-            raise unknown_name("panel", name, self._panels)
-        return self._panels[name]
+        """The task and domain that a name such as "OOD · icons · outline" stands for: a task's own may hold a " · ".
 
-    @cached_property
-    def _panels(self) -> dict[str, Panel]:
-        return panels_by_name(self.spectra)
+        Raises UnknownNameError if nothing has the name, InvalidInputError if two have.
+        """
+        panels = self.spectra[list(Panel._fields)].drop_duplicates()
+        names = domain_names(panels)
+        named = panels[names == name].to_numpy().tolist()
+        if not named:
+            raise unknown_name("panel", name, names)
+        if len(named) > 1:
+            raise InvalidInputError(f"Expected one task and domain of the name {name!r}, got {named}; rename one.")
+        return Panel(*named[0])
 
 
 def write_results(run_dir: str | Path, **tables: pd.DataFrame) -> list[Path]:
@@ -98,17 +99,16 @@ def load_results(directory: str | Path = "", *, profile: str = "small") -> Study
     """
     place = Path(directory) if str(directory) else reference_dir()
     rows, samples = read_run_tables(place, profile=profile)
-    spectra = _gathered(place, "spectra", SPECTRUM_COLUMNS, profile, SPECTRUM_COLUMNS[:-2])
-    network = _network_maker(profile) if str(directory) else reference_backbone
-    # Not those of models that others trained.
-    ours = [table[table["objective"].isin(get_args(Objective))] for table in (rows, samples, spectra)]
-    whole = [table[(table[list(_WHOLE)] == list(_WHOLE.values())).all(axis=1)] for table in ours]
-    rows, samples, spectra = (table.reset_index(drop=True) for table in whole)
-    return StudyResults(profile, rows, samples, spectra, network)
+    tables = [rows, samples, _gathered(place, "spectra", SPECTRUM_COLUMNS, profile, SPECTRUM_COLUMNS[:-2])]
+    network = partial(_stored_network, load_profile(profile)) if str(directory) else reference_backbone
+    for number, table in enumerate(tables):  # without models that others trained
+        kept = table["objective"].isin(get_args(Objective)) & (table["fraction"] == 1) & (table["label_noise"] == 0)
+        tables[number] = table[kept].reset_index(drop=True)
+    return StudyResults(profile, tables[0], tables[1], tables[2], network)
 
 
 def reference_dir() -> Path:
-    """Directory of the reference results, for `read_run_tables(reference_dir(), profile="small")`."""
+    """Directory of the reference results, of profile "small"."""
     return data_dir() / "reference"
 
 
@@ -131,9 +131,8 @@ def reference_backbone(objective: Objective, ratio: float) -> Backbone:
     """
     path = reference_dir() / backbone_file(objective, ratio)
     if not path.exists():
-        raise unknown_name(
-            "reference backbone", path.stem, sorted(file.stem for file in path.parent.glob("*.safetensors"))
-        )
+        known = sorted(file.stem for file in path.parent.glob("*.safetensors"))
+        raise unknown_name("reference backbone", path.stem, known)
     return load_frozen(path)
 
 
@@ -176,44 +175,43 @@ def train_spectra(results: StudyResults, objective: Objective, panel: str) -> pd
     """
     chosen = results.panel(panel)
     mine = results.rows[results.rows["objective"] == objective]
-    found = []
+    spectra = []
     for ratio in sorted(mine["ratio"].dropna().unique()):
         features = whole_features(results, objective, float(ratio), chosen.task)
         is_source = ~np.isin(features.domains, chosen.held_out)
         values = singular_values(features.values[is_source & (features.splits == "train")])
         table = {"index": np.arange(1, len(values) + 1), "share": values / values.sum(), "total": values.sum()}
-        found.append(pd.DataFrame({"ratio": ratio, "seed": int(mine["seed"].min()), **table}))
-    return pd.concat(found, ignore_index=True)
+        spectra.append(pd.DataFrame({"ratio": ratio, "seed": int(mine["seed"].min()), **table}))
+    return pd.concat(spectra, ignore_index=True)
 
 
 def _gathered(place: Path, name: str, columns: Sequence[str], profile: str, same: Sequence[str]) -> pd.DataFrame:
     """The table `name` of a profile from all files under a place, each row that is the `same` once."""
     tables = [table for path in sorted(place.rglob(f"{name}.parquet")) if (table := _read(path, columns)) is not None]
-    of_profile = [_with_known(table[table["profile"] == profile], profile) for table in tables]
-    if not any(map(len, of_profile)):
-        profiles = sorted({name for table in tables for name in table["profile"].unique()})
+    gathered = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+    mine = gathered[gathered["profile"] == profile]
+    if mine.empty:
         raise InvalidInputError(
             f"Expected results of profile {profile!r} in files {name}.parquet under {place}, found "
-            f"{', '.join(profiles) or 'none of any profile'}: name the directory of runs or of reference results."
+            f"{', '.join(sorted(gathered['profile'].unique())) or 'none of any profile'}: name the directory of runs "
+            "or of reference results."
         )
-    parts = []
-    for objective, part in pd.concat(of_profile).groupby("objective"):
-        recipe, noise = _own_identity(profile, str(objective))
+    for objective in get_args(Objective):
+        part, (recipe, noise) = mine[mine["objective"] == objective], _own_identity(profile, objective)
         own = (part["recipe"] == recipe) & (part["noise"] == noise)
-        parts.append(part[own] if part.groupby(["recipe", "noise"]).ngroups > 1 and own.any() else part)
-    gathered = pd.concat(parts).drop_duplicates(list(same))
-    return gathered.sort_values(list(same), ignore_index=True, kind="stable")[list(columns)]
+        if own.any():  # those of other recipes or kinds of noise are left out
+            mine = mine.drop(index=part.index[~own])
+    return mine.drop_duplicates(list(same)).sort_values(list(same), ignore_index=True, kind="stable")
 
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     """The table's columns, texts but for numbers; None if it has others, as a notebook on another subject may."""
     table = read_table(path, [])
-    present = [name for name in columns if name in table.column_names]
-    if not set(columns) <= {*present, *_LATER}:
+    if not set(columns) <= set(table.column_names):
         return None
-    schema = pa.schema([(name, pa.type_for_alias(_TYPES.get(name, "string"))) for name in present])
+    schema = pa.schema([(name, pa.type_for_alias(_TYPES.get(name, "string"))) for name in columns])
     try:
-        frame = table.select(present).cast(schema).to_pandas()
+        frame = table.select(columns).cast(schema).to_pandas()
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataFileError(f"Expected results in {path}, got: {error}; run again.") from error
     if frame.drop(columns="ratio").isna().any(axis=None) and "sample" in columns:
@@ -221,20 +219,8 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     return frame
 
 
-def _with_known(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """The table with the columns that it lacks: it is of the profile's own recipe, OOD trained on the other domains."""
-    identities = {objective: _own_identity(profile, objective) for objective in table["objective"].unique()}
-    known: dict[str, Any] = {"recipe": table["objective"].map({key: value[0] for key, value in identities.items()}),
-             "noise": table["objective"].map({key: value[1] for key, value in identities.items()}),
-             "backbone": "", "train_domain": table["protocol"].map({"ID": "all"}).fillna("others")}  # fmt: skip
-    return table.assign(**{name: values for name, values in known.items() if name not in table})
-
-
-@lru_cache
-def _own_identity(profile: str, objective: Any) -> tuple[str, str]:
-    """Recipe and kind of noise of a shipped profile; empty for one that is not, "unknown" for others' pre-training."""
-    if objective not in get_args(Objective):
-        return "unknown", "unknown"
+def _own_identity(profile: str, objective: Objective) -> tuple[str, str]:
+    """Recipe and kind of noise of a shipped profile; empty for one that is not."""
     try:
         settings = load_profile(profile)
     except UnknownNameError:
@@ -242,17 +228,12 @@ def _own_identity(profile: str, objective: Any) -> tuple[str, str]:
     return recipe_hash(settings, objective), noise_name(settings, objective)
 
 
-def _network_maker(profile_name: str) -> Callable[[Objective, float], Backbone]:
-    profile = load_profile(profile_name)
-
-    def network(objective: Objective, ratio: float) -> Backbone:
-        task, store = pretraining_task(profile), Store()
-        origin = Origin(ratio, profile.seeds[0], objective)
-        if np.isnan(ratio) or not is_origin_stored(profile, task, origin, store=store):
-            raise InvalidInputError(
-                f"Expected a network of {objective} pre-training at ratio {ratio:g}, seed {origin.seed}, in the store "
-                f"{store.root}: run `00_start_here` with profile {profile_name!r}, or set NML_HOME to where it ran."
-            )
-        return pretrained_backbone(profile, task, origin, store=store, progress=False)
-
-    return network
+def _stored_network(profile: Profile, objective: Objective, ratio: float) -> Backbone:
+    """The network of a profile's first seed; InvalidInputError if the store has none."""
+    task, store, origin = pretraining_task(profile), Store(), Origin(ratio, profile.seeds[0], objective)
+    if np.isnan(ratio) or not is_origin_stored(profile, task, origin, store=store):
+        raise InvalidInputError(
+            f"Expected a network of {objective} pre-training at ratio {ratio:g}, seed {origin.seed}, in the store "
+            f"{store.root}: run `00_start_here` with profile {profile.name!r}, or set NML_HOME to where it ran."
+        )
+    return pretrained_backbone(profile, task, origin, store=store, progress=False)

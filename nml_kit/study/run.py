@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 
 from nml_kit.backbones import Backbone
-from nml_kit.data import Task, load_task
+from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, Fold
 from nml_kit.inference import accuracy_intervals
-from nml_kit.spectrum import cumulative_energy
 from nml_kit.store import Store, fingerprint
 from nml_kit.study.conditions import (
     NoiseMaker,
+    RunOptions,
+    downstream_task,
     networks_and_features,
     pretraining_recipe,
     study_folds,
@@ -28,47 +29,39 @@ from nml_kit.study.profile import DownstreamData, Objective, Profile
 from nml_kit.tuning import Tuning
 
 
-class StudyRun(NamedTuple):
-    """A fit, and what its rows say of where its features come from: ratio, seed, objective, backbone, …."""
-
-    context: dict[str, Any]
-    fit: Fit
-
-
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All fits of a study as tidy tables; every table names profile, recipe and noise, ratio, seed and objective."""
+    """All fits of a study as tidy tables; every table names profile, recipe and noise, ratio, seed and objective.
+
+    `runs` are the fits, each after what its rows say of where its features come from.
+    """
 
     profile: Profile
-    runs: tuple[StudyRun, ...]
+    runs: tuple[tuple[dict[str, Any], Fit], ...]
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Result rows: one per fit and metric, in RESULT_COLUMNS."""
-        return pd.DataFrame([row for run in self.runs for row in run.fit.rows(**run.context)])
+        return pd.DataFrame([row for context, fit in self.runs for row in fit.rows(**context)])
 
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per fit and test sample: its class, what the head said, and was it right?"""
-        return pd.concat([run.fit.samples(**_without_experiment(run)) for run in self.runs], ignore_index=True)
+        return self._table(Fit.samples)
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
         """One row per singular value: index from 1, share σ_i/Σσ, cumulative energy (fractions), and total, Σσ."""
-        frames = []
-        for run in self.runs:
-            values = run.fit.singular_values
-            columns = {**_without_experiment(run), **run.fit.fold.columns, "method": run.fit.method}
-            frames.append(pd.DataFrame({
-                **columns, "index": np.arange(1, len(values) + 1), "share": values / values.sum(),
-                "cumulative_energy": cumulative_energy(values), "total": values.sum(),
-            }))  # fmt: skip
-        return pd.concat(frames, ignore_index=True)
+        return self._table(Fit.spectrum)
 
     @cached_property
     def selections(self) -> pd.DataFrame:
         """One row per candidate and fit: its accuracy (fraction) on the validation part, and whether it was chosen."""
-        tables = [run.fit.selection(**_without_experiment(run)) for run in self.runs]
+        return self._table(Fit.selection)
+
+    def _table(self, of_fit: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+        contexts = [{name: context[name] for name in context if name != "experiment"} for context, _ in self.runs]
+        tables = [of_fit(fit, **context) for context, (_, fit) in zip(contexts, self.runs, strict=True)]
         return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
@@ -127,17 +120,20 @@ def run_study(
     for seed in profile.seeds:  # mistakes are told before anything slow
         candidates(seed)
         list(folds(seed=seed))
-    options: dict[str, Any] = {"store": store or Store(), "jobs": jobs, "progress": progress}
+    options: RunOptions = {"store": store, "jobs": jobs, "progress": progress}
     return fit_sources(profile, _sources(profile, objective, by_name, noise, **options), folds, candidates, **options)
 
 
 def _sources(
-    profile: Profile, objective: Objective, tasks: dict[str, Task], noise: str | NoiseMaker | None, **options: Any
+    profile: Profile,
+    objective: Objective,
+    tasks: dict[str, Task],
+    noise: str | NoiseMaker | None,
+    **options: Unpack[RunOptions],
 ) -> list[Source]:
     """The features of every network of the profile."""
-    make, name = (
-        (noise, getattr(noise, "__name__", "own")) if callable(noise) else (None, noise_name(profile, objective))
-    )
+    make = noise if callable(noise) else None
+    name = getattr(noise, "__name__", "own") if make else noise_name(profile, objective)
     context = {"experiment": "study", "profile": profile.name, "recipe": recipe_hash(profile, objective), "noise": name}
     made = networks_and_features(profile, study_origins(profile, objective), tasks, noise=make, **options)
     return [Source({**context, "backbone": backbone.name, **origin._asdict()}, features, backbone, tasks)
@@ -149,10 +145,7 @@ def fit_sources(
     sources: Iterable[Source],
     folds: Callable[..., Iterable[Fold]],
     candidates: Callable[[int], Mapping[str, Candidates]],
-    *,
-    store: Store | None = None,
-    jobs: int | None = None,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Study:
     """The study of features from anywhere: `folds(seed=…)` and `candidates(seed)` are asked for each source's seed."""
     plan = []
@@ -167,8 +160,9 @@ def fit_sources(
                 if not (network and is_random):
                     request = Request(source.features[fold.task], fold, settings, method, seed, *network)
                     plan.append((source.context, request))
-    fits = fit_requests([request for _, request in plan], store=store, jobs=jobs, progress=progress)
-    return Study(profile, tuple(StudyRun(context, fit) for (context, _), fit in zip(plan, fits, strict=True)))
+    contexts, requests = zip(*plan, strict=True)
+    fits = fit_requests(requests, **options)
+    return Study(profile, tuple(zip(contexts, fits, strict=True)))
 
 
 def recipe_hash(profile: Profile, objective: Objective) -> str:
@@ -192,8 +186,8 @@ def summary_table(study: Study) -> pd.DataFrame:
     per_task = study.rows.groupby([*groups, "task", "metric"], dropna=False)["value"].mean()
     spectra = per_task.groupby([*groups, "metric"], dropna=False).mean().unstack("metric")[["sve", "lsvr"]]
     table = accuracy.rename(columns={"mean": "accuracy"}).join(spectra)
-    parts = [table.loc[protocol].add_prefix(f"{protocol} ") for protocol in ("ID", "OOD")]
-    return parts[0].join(parts[1]).reset_index()
+    id_part, ood_part = (table.loc[protocol].add_prefix(f"{protocol} ") for protocol in ("ID", "OOD"))
+    return id_part.join(ood_part).reset_index()
 
 
 def _with_noise(profile: Profile, objective: Objective, noise: str | NoiseMaker | None) -> Profile:
@@ -208,32 +202,25 @@ def _with_noise(profile: Profile, objective: Objective, noise: str | NoiseMaker 
 
 def _with_tasks(profile: Profile, tasks: Sequence[str | Task] | None) -> tuple[Profile, dict[str, Task]]:
     """The profile with the tasks asked for in place of its own, and all of them by name."""
-    downstream = profile.downstream
-    asked = [*dict.fromkeys((*downstream.id, *downstream.ood_tasks))] if tasks is None else list(tasks)
-    by_name: dict[str, Task] = {}
-    for item in asked:
-        if isinstance(item, Task):
-            name, task = item.name, item
-        else:
-            name, task = item, load_task(item).limit(train_per_class=downstream.train_per_class, seed=0)
-        if name in by_name or task.image_data is None:
-            wanted = "tasks of different names" if name in by_name else "tasks of images"
-            raise InvalidInputError(f"Expected {wanted} to test the study's networks on, got {name!r}.")
-        by_name[name] = task
-    if not by_name or isinstance(tasks, str):
+    data = profile.downstream
+    asked = [*data.id, *data.ood_tasks] if tasks is None else tasks
+    own = {item.name: item for item in asked if isinstance(item, Task)}
+    if isinstance(asked, str) or not len(asked):
         raise InvalidInputError(f"Expected a sequence of at least one task, got {tasks!r}.")
+    names = [item.name if isinstance(item, Task) else item for item in asked]
+    by_name = {name: own[name] if name in own else downstream_task(profile, name) for name in dict.fromkeys(names)}
+    for name, task in by_name.items():
+        if (tasks is not None and names.count(name) > 1) or task.image_data is None:
+            wanted = "tasks of images" if task.image_data is None else "tasks of different names"
+            raise InvalidInputError(f"Expected {wanted} to test the study's networks on, got {name!r}.")
     if tasks is None:
         return profile, by_name
-    own = {item.name: len(np.unique(item.domains)) for item in asked if isinstance(item, Task)}
-    ood = {name: held_out for name, held_out in downstream.ood.items() if name in by_name.keys() - own.keys()}
+    several_domains = [name for name, task in own.items() if len(np.unique(task.domains)) > 1]
+    named = by_name.keys() - own.keys()
     chosen = DownstreamData.model_construct(
-        id=tuple(name for name in by_name if name in (*own, *downstream.id) or name not in downstream.ood_tasks),
-        ood={**ood, **{name: None for name, domains in own.items() if domains > 1}},
-        ood_from={name: names for name, names in downstream.ood_from.items() if name in by_name.keys() - own.keys()},
-        train_per_class=downstream.train_per_class,
+        id=tuple(name for name in by_name if name in (*own, *data.id) or name not in data.ood_tasks),
+        ood={name: data.ood[name] for name in data.ood if name in named} | dict.fromkeys(several_domains),
+        ood_from={name: data.ood_from[name] for name in data.ood_from if name in named},
+        train_per_class=data.train_per_class,
     )
     return profile.model_copy(update={"downstream": chosen}), by_name
-
-
-def _without_experiment(run: StudyRun) -> dict[str, Any]:
-    return {name: value for name, value in run.context.items() if name != "experiment"}

@@ -21,7 +21,8 @@ from nml_kit.store import Store
 from nml_kit.study.conditions import Origin, downstream_tasks, networks_and_features, study_origins
 from nml_kit.study.profile import Objective, Profile
 
-CENTERS: tuple[Center, ...] = ("none", "feature", "sample")
+Quantity = Literal["share", "singular value", "cumulative energy"]
+_NOTHING = 1e-3
 
 
 def study_features(
@@ -49,7 +50,7 @@ def metrics_by_choice(features: Features) -> pd.DataFrame:
     ['feature', 'none', 'sample']
     """
     splits = {name: features.splits == name for name in ("test", "train")}
-    spectra = spectra_of_subsets(features.values, splits, centers=CENTERS)
+    spectra = spectra_of_subsets(features.values, splits, centers=get_args(Center))
     return pd.DataFrame([
         {"split": split, "center": center, "n": int(splits[split].sum()), "metric": metric, "value": value}
         for (split, center), values in spectra.items() for metric, value in spectrum_metrics(values).items()
@@ -96,9 +97,11 @@ def spectrum_bands(spectra: pd.DataFrame, *, task: str, protocol: str, method: s
     part = spectra[(spectra[list(chosen)] == list(chosen.values())).all(axis=1)]
     if part.empty:
         raise InvalidInputError(f"Expected spectra of {chosen}, but there are none; choose from the study's tasks.")
-    columns = {"share": ("share", "mean"), "low": ("share", "min"), "high": ("share", "max"),
-               "cumulative_energy": ("cumulative_energy", "mean")}  # fmt: skip
-    return part.groupby(["ratio", "index"], dropna=False).agg(**columns).reset_index()
+    bands = part.groupby(["ratio", "index"], dropna=False).agg(
+        share=("share", "mean"), low=("share", "min"), high=("share", "max"),
+        cumulative_energy=("cumulative_energy", "mean"),
+    )  # fmt: skip
+    return bands.reset_index()
 
 
 def noise_changes(table: pd.DataFrame, by: Sequence[str], *, pair: Sequence[str] = ("seed",)) -> pd.DataFrame:
@@ -113,12 +116,12 @@ def noise_changes(table: pd.DataFrame, by: Sequence[str], *, pair: Sequence[str]
     if not lowest < highest:
         raise InvalidInputError(f"Expected at least two ratios to compare, got {sorted(table['ratio'].unique())}.")
     wide = table.pivot_table(index=[*by, *pair], columns="ratio", values="value", sort=False)
-    wide = pd.DataFrame({"clean": wide[lowest], "noisy": wide[highest]})
-    wide["mean"] = wide["noisy"] - wide["clean"]
-    wide = wide.assign(low=wide["mean"], high=wide["mean"], rising=wide["mean"] > 0, falling=wide["mean"] < 0, pairs=1)
-    how = {"clean": "mean", "noisy": "mean", "mean": "mean", "low": "min", "high": "max",
-           "rising": "sum", "falling": "sum", "pairs": "sum"}  # fmt: skip
-    changes = wide.groupby(list(by), sort=False).agg(how).reset_index()
+    pairs = pd.DataFrame({"clean": wide[lowest], "noisy": wide[highest], "change": wide[highest] - wide[lowest]})
+    pairs = pairs.assign(rising=pairs["change"] > 0, falling=pairs["change"] < 0)
+    changes = pairs.groupby(list(by), sort=False).agg(
+        clean=("clean", "mean"), noisy=("noisy", "mean"), mean=("change", "mean"), low=("change", "min"),
+        high=("change", "max"), rising=("rising", "sum"), falling=("falling", "sum"), pairs=("change", "size"),
+    ).reset_index()  # fmt: skip
     changes["consistent"] = (changes["rising"] == changes["pairs"]) | (changes["falling"] == changes["pairs"])
     return changes.drop(columns="falling")
 
@@ -146,20 +149,6 @@ def domain_names(table: pd.DataFrame) -> pd.Series:
     return table["protocol"] + " · " + table["task"] + domain
 
 
-def panels_by_name(table: pd.DataFrame) -> dict[str, Panel]:
-    """What each name that `domain_names` gives stands for, in sorted order: a task's own name may hold a " · ".
-
-    Raises InvalidInputError if two of them have one name.
-    """
-    found = table[list(Panel._fields)].drop_duplicates().assign(name=domain_names).sort_values("name")
-    if found["name"].duplicated().any():
-        twice = found["name"][found["name"].duplicated()].iloc[0]
-        raise InvalidInputError(
-            f"Expected a name of its own for each task and domain, got {twice!r} twice; rename one."
-        )
-    return {str(name): Panel(*map(str, parts)) for *parts, name in found.itertuples(index=False)}
-
-
 def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
     """Mean share over seeds of each singular value of the raw features, for each task and held-out domain.
 
@@ -170,12 +159,7 @@ def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
     return raw.groupby(groups, dropna=False)["share"].mean().reset_index()
 
 
-Quantity = Literal["share", "singular value", "cumulative energy"]
-SpectraKey = tuple[str, str, str]
-_NOTHING = 1e-3
-
-
-def spectra_by_choice(spectra: pd.DataFrame) -> dict[SpectraKey, pd.DataFrame]:
+def spectra_by_choice(spectra: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     """The spectra (see `Study.spectra`) of each objective, panel (see `domain_names`) and method, sorted."""
     named = spectra.assign(panel=domain_names(spectra)).sort_values(["ratio", "seed", "index"], ignore_index=True)
     return {(str(o), str(p), str(m)): part for (o, p, m), part in named.groupby(["objective", "panel", "method"])}
@@ -208,7 +192,7 @@ def spectral_points(spectra: pd.DataFrame, *, seed: int | None = None) -> pd.Dat
 
 
 def page_tables(
-    spectra: Mapping[SpectraKey, pd.DataFrame], objective: str, quantity: Quantity, *, most: int = 32
+    spectra: Mapping[tuple[str, str, str], pd.DataFrame], objective: str, quantity: Quantity, *, most: int = 32
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Bands of every panel and method of an objective, at `most` indices spread evenly in their logarithm, and points.
 

@@ -21,21 +21,12 @@ from nml_kit.backbones import Backbone, SentenceEncoder, fingerprint_weights, im
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import BATCH_ROWS, Features, Fold, extract_features, in_domain_fold, samples_to_train
-from nml_kit.heads import (
-    LinearProbe,
-    batch_bounds,
-    cosine_schedule,
-    fit_heads,
-    nmtune_terms,
-    require,
-    term_weights,
-)
+from nml_kit.heads import LinearProbe, batch_bounds, cosine_schedule, nmtune_terms, require, term_weights
 from nml_kit.store import Store
 from nml_kit.tuning.lora import add_adapters
 
-TUNING_METHODS = ("full", "lora")
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class Tuning(BaseEstimator):
     """How a backbone is tuned. Settings alone, with scikit-learn's `get_params` and `set_params` for grids of them.
 
@@ -48,33 +39,20 @@ class Tuning(BaseEstimator):
     4
     """
 
-    def __init__(
-        self,
-        *,
-        method: Literal["full", "lora"] = "full",
-        weights: float | tuple[float, float, float] | None = 0.0,
-        rank: int = 8,
-        epochs: int = 10,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        random_state: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.method = method
-        self.weights = weights
-        self.rank = rank
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.random_state = random_state
-        self.device = device
+    method: Literal["full", "lora"] = "full"
+    weights: float | tuple[float, float, float] | None = 0.0
+    rank: int = 8
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    random_state: int = 0
+    device: str = "cpu"
 
     def check(self) -> None:
         """Raise InvalidInputError for settings out of range."""
-        if self.method not in TUNING_METHODS:
-            raise unknown_name("method of tuning", str(self.method), TUNING_METHODS)
+        if self.method not in ("full", "lora"):
+            raise unknown_name("method of tuning", str(self.method), ("full", "lora"))
         require(self.rank >= 1, "rank of at least 1", self.rank)
         require(self.epochs >= 1, "epochs of at least 1", self.epochs)
         require(self.batch_size >= 2, "batch_size of at least 2 (one has no covariance)", self.batch_size)
@@ -87,8 +65,7 @@ class Tuning(BaseEstimator):
 class TunedModel:
     """A tuned network: `backbone` gives its features Z, `head` is the linear classifier on them.
 
-    Both are what they are elsewhere: the backbone's features can be extracted and their spectra taken, the head can be
-    written to a file. `head.loss_curve_` has the mean loss of each epoch, `trained_parameters` counts what was trained.
+    `head.loss_curve_` has the mean loss of each epoch, `trained_parameters` counts what was trained.
     """
 
     backbone: Backbone
@@ -125,11 +102,10 @@ def fine_tune(
     """Tune a copy of the backbone's network, and a linear classifier on it, on the train samples of a task.
 
     L = L_CE + w₁·L_MSE + w₂·L_COV + w₃·L_SVD with the terms of `nmtune_terms(Z, F)` of each batch. F is extracted once
-    (the store keeps it) and read by row: so images are not augmented, else F would not be of the same input. The
-    classifier starts as a linear probe on F, so that it does not pull good features apart while it is random (Kumar et
-    al., Fine-Tuning can Distort Pretrained Features, ICLR 2022). The network stays in eval mode: Z starts as F, a
-    sample's features are free of its batch, and nothing is drawn but the order; batch normalisation keeps its
-    statistics, full tuning trains its gains and shifts.
+    (the store keeps it): images are not augmented, else F would not be of the same input. The classifier starts as a
+    linear probe on F: a random one would pull good features apart (Kumar et al., Fine-Tuning can Distort Pretrained
+    Features, ICLR 2022). The network stays in eval mode: Z starts as F, and nothing is drawn but the order; batch
+    normalisation keeps its statistics, full tuning trains its gains and shifts.
 
     `fold` chooses train samples and their labels, None is all of them. The backbone passed in stays as it is; the same
     seed, machine and number of threads give the same bytes. Raises InvalidInputError for a backbone that is not a torch
@@ -149,72 +125,39 @@ def fine_tune(
     return tune_on(task, backbone, train, tuning, progress=progress)
 
 
-def tune_on(
-    task: Task,
-    backbone: Backbone,
-    train: Features,
-    tuning: Tuning,
-    *,
-    probe: LinearProbe | None = None,
-    progress: bool = False,
-) -> TunedModel:
-    """`fine_tune` on samples of `task` with their frozen features and labels, where these are known.
-
-    `probe` is the classifier to start from, fitted to them; None fits one.
-    """
+def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, progress: bool = False) -> TunedModel:
+    """`fine_tune` on samples of `task` with their frozen features and labels, where these are known."""
     tuning.check()
     encoder = copy.deepcopy(_network_of(backbone)).to(tuning.device)
-    head = copy.deepcopy(probe) if probe else start_of_classifier(train, tuning.random_state)
+    head = LinearProbe(random_state=tuning.random_state).fit(train.values, train.labels)
     classifier = head.module_.classifier.to(tuning.device)
-    network = image_network(encoder)
-    network.eval().requires_grad_(True)
+    network = image_network(encoder).eval().requires_grad_(True)
     adapted = add_adapters(network, tuning.rank, tuning.random_state) if tuning.method == "lora" else None
     network.eval()  # adapters come in training mode
     weights = [weight for part in (network, classifier) for weight in part.parameters() if weight.requires_grad]
-    codes = np.searchsorted(head.classes_, train.labels)
-    samples = _Samples(task, _rows_of(task, train), np.asarray(train.values), codes)
-    head.loss_curve_ = _train(_trainable(encoder, backbone), classifier, weights, samples, tuning, progress)
+    head.loss_curve_ = _train(_trainable(encoder, backbone), head, weights, task, train, tuning, progress)
     if adapted is not None:
         adapted.merge_and_unload()
     tuned = encoder.requires_grad_(False).eval().cpu()
     classifier.cpu()
     count = sum(weight.numel() for weight in weights if weight.grad is not None)
-    name = f"{backbone.name}, {tuning.method} tuning"
-    return TunedModel(
-        replace(backbone, name=name, encode=tuned, fingerprint=fingerprint_weights(tuned), card=None), head, count
-    )
-
-
-def start_of_classifier(train: Features, seed: int) -> LinearProbe:
-    """The linear probe on frozen features that tuning starts from."""
-    return fit_heads(train.values, train.labels, [LinearProbe(random_state=seed)])[0]
-
-
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """What is trained on: rows (n,) of the task, frozen features F (n, D), labels as codes 0 … K−1 (n,)."""
-
-    task: Task
-    rows: NDArray[np.intp]
-    F: NDArray[Any]
-    codes: NDArray[np.intp]
-
-    def batch(self, places: Tensor, device: str) -> tuple[NDArray[Any], Tensor, Tensor]:
-        chosen = places.numpy()
-        frozen = torch.from_numpy(np.array(self.F[chosen], dtype=np.float32))
-        return self.task.inputs(self.rows[chosen]), frozen.to(device), torch.from_numpy(self.codes[chosen]).to(device)
+    name, weights_digest = f"{backbone.name}, {tuning.method} tuning", fingerprint_weights(tuned)
+    backbone = replace(backbone, name=name, encode=tuned, fingerprint=weights_digest, card=None)
+    return TunedModel(backbone, head, count)
 
 
 def _train(
     encode: Callable[[NDArray[Any]], Tensor],
-    classifier: nn.Linear,
+    head: LinearProbe,
     weights: list[nn.Parameter],
-    samples: _Samples,
+    task: Task,
+    train: Features,
     tuning: Tuning,
     progress: bool,
 ) -> list[float]:
     """Train the weights in place; return the mean loss of each epoch."""
-    count = len(samples.rows)
+    count, device = len(train), tuning.device
+    rows, codes = _rows_of(task, train), torch.from_numpy(np.searchsorted(head.classes_, train.labels))
     generator, bounds = torch.Generator().manual_seed(tuning.random_state), batch_bounds(count, tuning.batch_size)
     optimizer = torch.optim.AdamW(weights, lr=tuning.learning_rate, weight_decay=tuning.weight_decay, fused=True)
     schedule = cosine_schedule(optimizer, tuning.epochs * len(bounds))
@@ -222,13 +165,15 @@ def _train(
     for epoch in tqdm(range(tuning.epochs), "tuning", disable=not progress, unit="epoch", leave=False):
         order, total = torch.randperm(count, generator=generator), 0.0
         for start, stop in bounds:
-            inputs, F, codes = samples.batch(order[start:stop], tuning.device)
-            loss = tuning_loss(encode(inputs), F, codes, classifier, loss_weights)
+            batch = order[start:stop].numpy()
+            F = torch.from_numpy(np.array(train.values[batch], dtype=np.float32)).to(device)
+            Z = encode(task.inputs(rows[batch]))
+            loss = tuning_loss(Z, F, codes[batch].to(device), head.module_.classifier, loss_weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.item() * len(codes)
+            total += loss.item() * len(batch)
         curve.append(total / count)
         if not math.isfinite(curve[-1]):
             raise InvalidInputError(
@@ -260,12 +205,12 @@ def _trainable(encoder: nn.Module, backbone: Backbone) -> Callable[[NDArray[Any]
 
 def _network_of(backbone: Backbone) -> nn.Module:
     encode = backbone.encode
-    if not isinstance(encode, nn.Module) or next(encode.parameters(), None) is None:
-        raise InvalidInputError(
-            f"Backbone {backbone.name!r}: expected a torch module with weights to tune, got a black box "
-            f"({type(encode).__name__}); tune a head on its features instead (NMTune)."
-        )
-    return encode
+    if isinstance(encode, nn.Module) and next(encode.parameters(), None) is not None:
+        return encode
+    raise InvalidInputError(
+        f"Backbone {backbone.name!r}: expected a torch module with weights to tune, got a black box "
+        f"({type(encode).__name__}); tune a head on its features instead (NMTune)."
+    )
 
 
 def _rows_of(task: Task, samples: Features) -> NDArray[np.intp]:

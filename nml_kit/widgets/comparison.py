@@ -93,7 +93,7 @@ class NoiseComparison(Explorer):
         return [ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")]
 
     def _draw_rows(self, choice: str, changes: pd.DataFrame, noun: str) -> None:
-        first, second = map(comparison.result_name, self._keys())
+        first, second = (key.name for key in self._keys())
         title = f"{first} → {second}: {comparison.changes_in_words(changes, noun)}"
         shown = comparison.largest_changes(changes, MOST_CLASSES)
         self.cards[choice].show(paired_accuracies(shown, (first, second), chosen=self.view[choice], title=title))
@@ -102,7 +102,7 @@ class NoiseComparison(Explorer):
         """Of all classes, so that a class or a confusion does not change them."""
         first, second = self._keys()
         means = pd.DataFrame([self._metrics[key, panel] for key in (first, second)]).assign(ratio=[0, 1])
-        names = comparison.result_name(first), comparison.result_name(second)
+        names = first.name, second.name
         spectra = self._spectra[first, panel], self._spectra[second, panel]
         self.spectra.show(paired_spectra(*spectra, names, title=f"Spectrum of {panel}: {spectral_finding(means)}"))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.inference import ratio_label
@@ -16,7 +17,6 @@ from nml_kit.study import (
     NoiseKind,
     Objective,
     Profile,
-    class_counts,
     described_changes,
     noise_finding,
     noisy_samples,
@@ -84,7 +84,7 @@ class NoiseGallery(Explorer):
         return noisy_samples(self._profile, self._task, ratio, **chosen)
 
     def _matrix(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
-        counts = class_counts(table["own"], table["given"], self._task.num_classes)
+        counts = confusion_matrix(table["own"], table["given"], labels=range(self._task.num_classes))
         noise = f"{self.view['kind']} noise".capitalize() if self.view["objective"] == "supervised" else "Exchange"
         return counts, f"{noise}: {noise_finding(table, self.view['objective'])}"
 

@@ -11,26 +11,23 @@ import plotly.graph_objects as go
 from nml_kit.features import Features
 from nml_kit.inference import ratio_label, ratios_in_order
 from nml_kit.plots import head_accuracy, head_spectra, weight_page
-from nml_kit.study import (
+from nml_kit.study import StudyResults, load_profile, whole_features
+from nml_kit.widgets.explorer import Card, Explorer
+from nml_kit.widgets.trials import (
     TERMS,
-    StudyResults,
     baseline_trial,
     differences_in_words,
     grid_finding,
-    held_out_domains,
     joined,
-    load_profile,
     nmtune_head,
     quick_epochs,
     scores_in_words,
     spectra_in_words,
-    spectrum_metrics,
     trial_accuracy,
+    trial_metrics,
     try_heads,
     weight_grid,
-    whole_features,
 )
-from nml_kit.widgets.explorer import Card, Explorer
 
 _NONE = "none"
 _WEIGHTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of the static page
@@ -45,7 +42,9 @@ class TermPlayground(Explorer):
 
     def __init__(self, results: StudyResults) -> None:
         self._results, self._recipe = results, load_profile(results.profile).head_recipe
-        self._domains = held_out_domains(results.rows)
+        held_out = results.rows[results.rows["protocol"] == "OOD"].groupby("task")["test_domain"].unique()
+        tasks = sorted(results.rows["task"].unique())
+        self._domains = {task: tuple(sorted(held_out.get(task, ()))) for task in tasks}
         ratios = [ratio for ratio in ratios_in_order(results.rows) if not np.isnan(ratio)]
         pick, objectives = ipywidgets.Dropdown, sorted(results.rows["objective"].unique())
         controls = {
@@ -74,7 +73,7 @@ class TermPlayground(Explorer):
         head = nmtune_head(10 ** view["log_weight"], terms, recipe=self._recipe, epochs=epochs)
         trial = try_heads(features, held_out, {"NMTune": head})
         both = joined(baseline_trial(features, held_out, recipe=self._recipe, epochs=epochs), trial)
-        scores, metrics = trial_accuracy(both), spectrum_metrics(both.spectra)
+        scores, metrics = trial_accuracy(both), trial_metrics(both)
         self.accuracy.show(head_accuracy(scores, title=scores_in_words(scores)))
         self.spectra.show(head_spectra(both.spectra, metrics, title=spectra_in_words(metrics)))
         loss = " + ".join(["CE", *(f"{10 ** view['log_weight']:.3g} · {term}" for term in terms)])

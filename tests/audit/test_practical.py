@@ -86,7 +86,7 @@ def test_rows_are_those_of_the_heads_that_were_chosen(run):
     features = extract_features(task, _bag(), store=store, progress=False)
     source = Source({"seed": 0, "ratio": np.nan}, {task.name: features})
     fresh = fit_heads_of([source], folds[1:], AuditSettings(SMOKE.seeds, 2), store=Store(store.root / "fresh"), jobs=1)
-    assert fresh.runs[2].fit.metrics()["accuracy"] == rows["OOD", "NMTune", 0]
+    assert fresh.runs[2][1].metrics()["accuracy"] == rows["OOD", "NMTune", 0]
     tested = features.values[(features.splits == "test") & (features.domains == "name")]
     sve = found.rows.query("metric == 'sve' and protocol == 'ID' and method == 'LP'")["value"].iloc[0]
     singular = np.linalg.svd(tested.astype(float), compute_uv=False)

@@ -55,7 +55,7 @@ def test_folds_are_in_domain_and_each_domain_held_out(found):
 
 def test_the_exported_head_is_the_one_that_was_tested(found):
     test = found.features.select(split="test")
-    for method in report.HEADS:
+    for method in ("LP", "MLP", "NMTune"):
         said = found.samples.query("protocol == 'ID' and method == @method and seed == 1").set_index("sample")
         head = audit.chosen_head(found, method, seed=1)
         np.testing.assert_array_equal(head.predict(test.values), said["prediction"].loc[test.ids])

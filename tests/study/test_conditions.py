@@ -7,28 +7,20 @@ import torch
 
 from nml_kit.backbones import load_backbone
 from nml_kit.errors import UnknownNameError
-from nml_kit.pretraining import ContrastiveRecipe, standardising_transform
+from nml_kit.pretraining import standardising_transform
 from nml_kit.store import Store
 from nml_kit.study import (
     RANDOM_BASELINE,
     RESULT_COLUMNS,
     Origin,
-    Profile,
     is_origin_stored,
-    load_profile,
     pretrained_backbone,
     pretraining_task,
     run_study,
 )
 from nml_kit.study.conditions import caption_noise
 
-
-@pytest.fixture(scope="module")
-def profile() -> Profile:
-    smoke = load_profile("smoke").model_dump()
-    downstream = {"id": ("digits",), "ood": {"icons": ("outline",)}, "train_per_class": 4}
-    contrastive = ContrastiveRecipe(architecture="clip-compact:8", epochs=1, batch_size=32)
-    return Profile.model_validate(smoke | {"downstream": downstream, "contrastive": contrastive})
+pytestmark = pytest.mark.xdist_group("study")
 
 
 def test_who_exchanges_captions_is_nested_in_the_ratio(profile):
@@ -53,10 +45,10 @@ def test_unknown_objective_names_the_nearest(profile, store):
         run_study(profile, objective="contrast", store=store, progress=False)
 
 
-def test_a_contrastive_study_has_the_tables_of_a_supervised_one(profile, tmp_path):
-    store = Store(tmp_path / "study")
-    study = run_study(profile, objective="contrastive", methods=("LP",), store=store, jobs=2, progress=False)
-    supervised = run_study(profile, methods=("LP",), store=store, jobs=2, progress=False)
+def test_a_contrastive_study_has_the_tables_of_a_supervised_one(profile, home, tmp_path):
+    asked = {"methods": ["LP"], "seeds": [0], "progress": False}
+    study = run_study(profile, objective="contrastive", **asked, store=home, jobs=2)
+    supervised = run_study(profile, **asked, store=home, jobs=2)
     assert tuple(study.rows.columns) == RESULT_COLUMNS
     assert set(study.rows["objective"]) == set(study.samples["objective"]) == {"contrastive"}
     assert set(supervised.rows["objective"]) == {"supervised"}
@@ -64,8 +56,7 @@ def test_a_contrastive_study_has_the_tables_of_a_supervised_one(profile, tmp_pat
     pd.testing.assert_frame_equal(study.rows[same], supervised.rows[same])
     assert not np.isclose(study.rows["value"], supervised.rows["value"]).all()
     origin = Origin(0.3, 0, "contrastive")
-    assert is_origin_stored(profile, pretraining_task(profile), origin, store=store)
-    assert not is_origin_stored(profile, pretraining_task(profile), Origin(0.2, 0, "contrastive"), store=store)
-    alone = run_study(profile, objective="contrastive", methods=("LP",), store=Store(tmp_path / "alone"), jobs=1,
-                      progress=False)  # fmt: skip
+    assert is_origin_stored(profile, pretraining_task(profile), origin, store=home)
+    assert not is_origin_stored(profile, pretraining_task(profile), Origin(0.2, 0, "contrastive"), store=home)
+    alone = run_study(profile, objective="contrastive", **asked, store=Store(tmp_path / "alone"), jobs=1)
     pd.testing.assert_frame_equal(alone.rows, study.rows)

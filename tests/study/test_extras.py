@@ -10,14 +10,10 @@ import torch
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.inference import accuracy_intervals
-from nml_kit.pretraining import ContrastiveRecipe
-from nml_kit.store import Store
 from nml_kit.study import (
     Origin,
-    Profile,
     above_chance,
     downstream_tasks,
-    load_profile,
     machine_in_words,
     pretrained_backbone,
     pretraining_history,
@@ -29,20 +25,7 @@ from nml_kit.study import (
 )
 from nml_kit.study.extras import retrieval_recall
 
-pytestmark = pytest.mark.xdist_group("pretraining_study")
-
-
-@pytest.fixture(scope="module")
-def profile() -> Profile:
-    smoke = load_profile("smoke").model_dump()
-    contrastive = ContrastiveRecipe(architecture="clip-compact:8", epochs=2, batch_size=32)
-    downstream = {"id": ("digits",), "ood": {"icons": ("outline",)}, "train_per_class": 2}
-    return Profile.model_validate(smoke | {"downstream": downstream, "contrastive": contrastive, "seeds": (0, 1)})
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Store:
-    return Store(tmp_path_factory.mktemp("study"))
+pytestmark = pytest.mark.xdist_group("study")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ def study():
     rows, samples = simulate(samples=30, seeds=3)
     texts = dict.fromkeys(set(RESULT_COLUMNS) - set(rows), "x")
     rows = rows.assign(**texts | {"profile": "small", "fraction": 1.0, "label_noise": 0.0})[list(RESULT_COLUMNS)]
-    return rows, samples.assign(profile="small", label=1, prediction=samples["correct"].astype(int))
+    identity = {name: texts[name] for name in ("recipe", "noise", "backbone", "train_domain")}
+    answers = {"label": 1, "prediction": samples["correct"].astype(int)}
+    return rows, samples.assign(profile="small", **identity, **answers)
 
 
 def test_what_several_notebooks_wrote_of_one_study_is_there_once(study, tmp_path):
@@ -56,7 +58,7 @@ def test_results_that_differ_stay_two_and_are_refused(study, tmp_path):
 def test_results_of_another_recipe_or_kind_of_noise_are_left_out_or_refused(study, tmp_path):
     rows, samples = study
     own = {"recipe": recipe_hash(load_profile("small"), "supervised"), "noise": "uniform"}
-    write_results(tmp_path / "a", rows=rows.assign(**own), samples=samples)  # samples of before these columns
+    write_results(tmp_path / "a", rows=rows.assign(**own), samples=samples.assign(**own))
     write_results(tmp_path / "b", rows=rows.assign(recipe="longer"), samples=samples.assign(recipe="longer", noise="x"))
     found = read_run_tables(tmp_path, profile="small")
     assert [len(table) for table in found] == [len(rows), len(samples)]

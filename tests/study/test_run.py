@@ -18,11 +18,9 @@ from nml_kit.store import Store
 from nml_kit.study import (
     RESULT_COLUMNS,
     Origin,
-    Profile,
     Study,
     downstream_tasks,
     label_noise,
-    load_profile,
     make_head,
     pretrained_backbone,
     pretraining_task,
@@ -34,18 +32,6 @@ from nml_kit.tuning import Tuning
 from tests.conftest import make_task
 
 pytestmark = pytest.mark.xdist_group("study")
-
-
-@pytest.fixture(scope="module")
-def profile() -> Profile:
-    smoke = load_profile("smoke").model_dump()
-    downstream = {"id": ("digits",), "ood": {"icons": ("outline", "filled")}, "train_per_class": 4}
-    return Profile.model_validate(smoke | {"downstream": downstream, "seeds": (0, 1)})
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Store:
-    return Store(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +104,7 @@ def test_one_process_gives_the_same_bytes_as_two_and_a_second_run_makes_nothing(
 
 
 def test_a_part_that_was_lost_is_made_again_with_the_same_result(study, profile, home):
-    lost = next(iter(home.entries("fit")))
+    lost = next(info for info in home.entries("fit") if "NMTune" in (info.path / "manifest.json").read_text())
     for path in lost.path.iterdir():
         path.unlink()
     lost.path.rmdir()
@@ -152,7 +138,7 @@ def test_ratios_seeds_tasks_methods_and_noise_of_ones_own(profile, home, study):
         train = task.select(split="train")
         return inject_label_noise(train.labels, ratio, num_classes=task.num_classes, seed=1 + seed, ids=train.ids)
 
-    methods = {"LP": "LP", "mine": (Nearest(), {"few": [5, 20]}), "tuned": Tuning(method="lora", epochs=1)}
+    methods = {"LP": "LP", "mine": (Nearest(), {"few": [5, 20]}), "tuned": Tuning(epochs=1)}
     asked = {"ratios": [0.0, 0.15], "seeds": [3], "tasks": ["digits", quadrants()], "methods": methods}
     mine = run_study(profile, **asked, noise=inverted, store=home, jobs=2, progress=False)
     assert set(mine.rows["noise"]) == {"inverted"}

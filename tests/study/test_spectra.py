@@ -9,6 +9,7 @@ from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.features import Features
 from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.study import (
+    StudyResults,
     at_any_ratio,
     domain_names,
     load_profile,
@@ -23,7 +24,6 @@ from nml_kit.study import (
     study_features,
     value_bands,
 )
-from nml_kit.study.spectra import panels_by_name
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +106,18 @@ def test_mean_spectra_are_means_over_seeds_of_each_held_out_domain():
 def test_a_panel_is_found_by_its_name_even_if_that_holds_the_mark_between_its_parts():
     parts = ["OOD", "a · b.parquet", "c · d"]
     table = pd.DataFrame([parts, ["ID", "a", "all"]], columns=["protocol", "task", "test_domain"])
-    found = panels_by_name(pd.concat([table, table]))
-    assert {tuple(panel) for panel in found.values()} == {tuple(parts), ("ID", "a", "all")}
-    assert list(found) == sorted(domain_names(table))
-    assert [panel.held_out for panel in found.values()] == [[], ["c · d"]]
+    results = StudyResults("p", table, table, pd.concat([table, table]), None)
+    panels = [results.panel(name) for name in domain_names(table)]
+    assert panels == [tuple(parts), ("ID", "a", "all")]
+    assert [panel.held_out for panel in panels] == [["c · d"], []]
+    with pytest.raises(UnknownNameError, match="panel 'ID · b'"):
+        results.panel("ID · b")
 
 
 def test_two_panels_of_one_name_are_refused():
     table = pd.DataFrame({"protocol": "OOD", "task": ["a", "a · b"], "test_domain": ["b", "all"]})
-    with pytest.raises(InvalidInputError, match="'OOD · a · b' twice"):
-        panels_by_name(table)
+    with pytest.raises(InvalidInputError, match="one task and domain of the name 'OOD · a · b'"):
+        StudyResults("p", table, table, table, None).panel("OOD · a · b")
 
 
 RATIOS, SEEDS, LENGTH = (0.0, 0.1, 0.3), (0, 1, 2), 6

@@ -13,22 +13,18 @@ from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.features import extract_features
 from nml_kit.heads import LinearProbe, NMTune
 from nml_kit.plots import head_accuracy, head_spectra, weight_page
-from nml_kit.study import (
+from nml_kit.study import StudyResults, downstream_tasks, load_profile, whole_features
+from nml_kit.widgets.terms import TermPlayground
+from nml_kit.widgets.trials import (
     TERM_SETS,
-    StudyResults,
     baseline_trial,
-    downstream_tasks,
-    held_out_domains,
     joined,
-    load_profile,
     nmtune_head,
     quick_epochs,
     trial_accuracy,
     try_heads,
     weight_grid,
-    whole_features,
 )
-from nml_kit.widgets.terms import TermPlayground
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -186,8 +182,10 @@ def test_names_from_data_are_shown_as_text():
         assert "&lt;img" in figure.layout.title.text
 
 
-def test_a_study_offers_its_tasks_and_held_out_domains(results):
-    assert held_out_domains(results.rows) == {"digits": (), "icons": ("filled", "outline")}
+def test_a_study_offers_its_tasks_and_held_out_domains(playground):
+    assert playground._controls["task"].options == ("digits", "icons")
+    playground.choose(task="icons")
+    assert playground._controls["held_out"].options == ("none", "filled", "outline")
 
 
 def test_what_cannot_be_fitted_is_an_error(results):

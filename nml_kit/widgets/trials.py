@@ -13,10 +13,10 @@ from sklearn.base import BaseEstimator
 
 from nml_kit.errors import unknown_name
 from nml_kit.features import Features, in_domain_fold, leave_one_domain_out, samples_to_test, samples_to_train
-from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe
+from nml_kit.heads import LinearProbe, MLPTune, NMTune, Recipe, fit_heads
 from nml_kit.inference import accuracy_intervals, change_in_words, paired_differences
 from nml_kit.spectrum import largest_singular_value_ratio, singular_value_entropy
-from nml_kit.study.fit import Fit, fit_all, outcome
+from nml_kit.study import outcome
 
 TERMS = ("MSE", "COV", "SVD")
 TERM_SETS: dict[str, tuple[str, ...]] = {"NMTune": TERMS, **{f"only {term}": (term,) for term in TERMS}}
@@ -28,8 +28,8 @@ _BATCH = 64
 class Trial:
     """Heads fitted and tested on an ID fold and, if a domain is held out, an OOD fold.
 
-    `samples`: task, protocol, method, seed, sample, label, prediction, correct; `spectra` of what a head's classifier
-    reads of the ID test samples: method, index (from 1), share (σ_i/Σσ); `seconds` is what fitting took in ID.
+    `samples`: task, protocol, method, seed, sample, correct; `spectra` of what a head's classifier reads of the ID test
+    samples: method, index (from 1), share (σ_i/Σσ); `seconds` is what fitting took in ID.
     """
 
     samples: pd.DataFrame
@@ -37,18 +37,12 @@ class Trial:
     seconds: float
 
 
-def held_out_domains(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """The tasks of results (`StudyResults.rows`), each with the domains that were held out."""
-    held_out = rows[rows["protocol"] == "OOD"].groupby("task")["test_domain"].unique()
-    return {task: tuple(sorted(held_out.get(task, ()))) for task in sorted(rows["task"].unique())}
-
-
 def quick_epochs(num_samples: int) -> int:
     """Epochs of about 300 steps at batch 64, whatever the number of samples; one at least."""
     return max(1, round(_STEPS / math.ceil(num_samples / _BATCH)))
 
 
-def nmtune_head(weight: float, terms: Collection[str], *, recipe: Recipe, epochs: int, seed: int = 0) -> NMTune:
+def nmtune_head(weight: float, terms: Collection[str], *, recipe: Recipe, epochs: int) -> NMTune:
     """NMTune whose loss has the `terms` (some of TERMS) with the `weight` λ each, and no others.
 
     Raises UnknownNameError for another term.
@@ -57,13 +51,7 @@ def nmtune_head(weight: float, terms: Collection[str], *, recipe: Recipe, epochs
         if term not in TERMS:
             raise unknown_name("term", str(term), TERMS)
     mse, cov, svd = (weight if term in terms else 0.0 for term in TERMS)
-    return NMTune(weights=(mse, cov, svd), recipe=recipe, epochs=epochs, batch_size=_BATCH, random_state=seed)
-
-
-def baseline_heads(*, recipe: Recipe, epochs: int, seed: int = 0) -> dict[str, BaseEstimator]:
-    """The heads that NMTune is compared with, in the same settings: LP, and MLP, which is NMTune with λ = 0."""
-    shared: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "random_state": seed}
-    return {"LP": LinearProbe(**shared), "MLP": MLPTune(recipe=recipe, **shared)}
+    return NMTune(weights=(mse, cov, svd), recipe=recipe, epochs=epochs, batch_size=_BATCH, random_state=0)
 
 
 def try_heads(features: Features, held_out: str, heads: Mapping[str, BaseEstimator]) -> Trial:
@@ -78,22 +66,24 @@ def try_heads(features: Features, held_out: str, heads: Mapping[str, BaseEstimat
     for fold in folds:
         train, test = samples_to_train(features, fold), samples_to_test(features, fold)
         clock = time.perf_counter()
-        fitted = fit_all(heads, train)
+        fitted = fit_heads(train.values, train.labels, heads.values())
         seconds = seconds or time.perf_counter() - clock
-        for method, head in fitted.items():
-            fit = Fit(fold, method, (method,), np.zeros(0), "", test, **outcome(head, test))
-            samples.append(fit.samples(seed=0))
-            values = fit.singular_values
+        for method, head in zip(heads, fitted, strict=True):
+            result = outcome(head, test)
+            columns = {"task": fold.task, "protocol": fold.protocol, "method": method, "seed": 0, "sample": test.ids}
+            samples.append(pd.DataFrame({**columns, "correct": result["predictions"] == test.labels}))
+            values = result["singular_values"]
             if fold.protocol == "ID":
-                table = {"index": np.arange(1, len(values) + 1), "share": values / values.sum()}
-                spectra.append(pd.DataFrame({"method": method, **table}))
+                shares = {"index": np.arange(1, len(values) + 1), "share": values / values.sum()}
+                spectra.append(pd.DataFrame({"method": method, **shares}))
     return Trial(pd.concat(samples, ignore_index=True), pd.concat(spectra, ignore_index=True), seconds)
 
 
 @lru_cache(maxsize=16)
 def baseline_trial(features: Features, held_out: str, *, recipe: Recipe, epochs: int) -> Trial:
-    """`try_heads` with `baseline_heads`, remembered: they stay while λ moves."""
-    return try_heads(features, held_out, baseline_heads(recipe=recipe, epochs=epochs))
+    """`try_heads` with LP and MLP, which is NMTune with λ = 0, in NMTune's settings; they stay while λ moves."""
+    shared: dict[str, Any] = {"epochs": epochs, "batch_size": _BATCH, "random_state": 0}
+    return try_heads(features, held_out, {"LP": LinearProbe(**shared), "MLP": MLPTune(recipe=recipe, **shared)})
 
 
 def joined(*trials: Trial) -> Trial:
@@ -108,37 +98,33 @@ def trial_accuracy(trial: Trial) -> pd.DataFrame:
     return accuracy_intervals(trial.samples, ["protocol", "method"]).drop(columns="seeds")
 
 
-def spectrum_metrics(spectra: pd.DataFrame) -> pd.DataFrame:
-    """SVE and LSVR (nats) of each method of `Trial.spectra`: method, sve, lsvr, in order of appearance."""
-    shares = {method: part["share"].to_numpy() for method, part in spectra.groupby("method", sort=False)}
-    return pd.DataFrame([
-        {"method": method, "sve": singular_value_entropy(values), "lsvr": largest_singular_value_ratio(values)}
-        for method, values in shares.items()
-    ])  # fmt: skip
+def trial_metrics(trial: Trial) -> pd.DataFrame:
+    """SVE and LSVR (nats) of each method: method, sve, lsvr, in order of appearance."""
+    shares = trial.spectra.groupby("method", sort=False)["share"]
+    return shares.agg(sve=singular_value_entropy, lsvr=largest_singular_value_ratio).reset_index()
 
 
 def scores_in_words(scores: pd.DataFrame) -> str:
     """The accuracies of `trial_accuracy`, NMTune's first."""
     parts = []
-    for protocol in scores["protocol"].unique():
-        part = scores[scores["protocol"] == protocol].sort_values("method", key=lambda names: names != "NMTune")
-        means = (f"{method} {mean:.3f}" for method, mean in zip(part["method"], part["mean"], strict=True))
-        parts.append(f"{protocol}: {', '.join(means)}")
+    for protocol, part in scores.groupby("protocol"):
+        means = part.sort_values("method", key=lambda names: names != "NMTune").set_index("method")["mean"]
+        parts.append(f"{protocol}: {', '.join(f'{method} {mean:.3f}' for method, mean in means.items())}")
     return f"Accuracy {'; '.join(parts)}"
 
 
 def spectra_in_words(metrics: pd.DataFrame) -> str:
-    """What the terms do to SVE and LSVR (nats); `metrics` is that of `spectrum_metrics`, with MLP and NMTune."""
-    before, after = (metrics[metrics["method"] == method].iloc[0] for method in ("MLP", "NMTune"))
-    changes = (f"{name.upper()} {before[name]:.3f} → {after[name]:.3f}" for name in ("sve", "lsvr"))
+    """What the terms do to SVE and LSVR (nats); `metrics` is that of `trial_metrics`, with MLP and NMTune."""
+    of = metrics.set_index("method")
+    changes = (f"{name.upper()} {of[name]['MLP']:.3f} → {of[name]['NMTune']:.3f}" for name in ("sve", "lsvr"))
     return f"From MLP to NMTune: {', '.join(changes)}"
 
 
 def differences_in_words(trial: Trial) -> str:
     """What accuracy does from LP and from MLP to NMTune, by protocol, claiming no more than paired intervals do."""
     parts = []
-    for protocol in trial.samples["protocol"].unique():
-        part, changes = trial.samples[trial.samples["protocol"] == protocol], []
+    for protocol, part in trial.samples.groupby("protocol"):
+        changes = []
         for baseline in ("LP", "MLP"):
             pair = part[part["method"].isin([baseline, "NMTune"])]
             row = paired_differences(pair, "method", baseline, ["protocol"]).iloc[0]
@@ -159,12 +145,12 @@ def weight_grid(
     settings: dict[str, Any] = {"recipe": recipe, "epochs": epochs}
     heads = {key: nmtune_head(weight, TERM_SETS[name], **settings) for key, (name, weight) in names.items()}
     trial = joined(try_heads(features, held_out, heads), baseline_trial(features, held_out, **settings))
-    accuracy = trial.samples.groupby(["protocol", "method"], sort=False)["correct"].mean().reset_index()
-    metrics = spectrum_metrics(trial.spectra)
-    values = list(zip(accuracy["method"], accuracy["protocol"] + " accuracy", accuracy["correct"], strict=True))
-    values += [(method, "SVE", value) for method, value in zip(metrics["method"], metrics["sve"], strict=True)]
-    rows = [(*names.get(method, (method, math.nan)), quantity, value) for method, quantity, value in values]
-    return pd.DataFrame(rows, columns=["method", "weight", "quantity", "value"])
+    accuracy = trial.samples.groupby(["protocol", "method"], sort=False)["correct"].mean().reset_index(name="value")
+    sve = trial_metrics(trial).rename(columns={"sve": "value"})
+    table = pd.concat([accuracy.assign(quantity=accuracy["protocol"] + " accuracy"), sve.assign(quantity="SVE")])
+    pairs = [names.get(method, (method, math.nan)) for method in table["method"]]
+    table["method"], table["weight"] = zip(*pairs, strict=True)
+    return table[["method", "weight", "quantity", "value"]].reset_index(drop=True)
 
 
 def grid_finding(grid: pd.DataFrame) -> str:
