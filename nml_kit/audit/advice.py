@@ -19,10 +19,10 @@ def spectral_card(features: Features, *, draws: int = 20, seed: int = 0) -> pd.D
     how many, were taken; halves of few samples have fewer directions.
     """
     values = features.values[features.splits == "test"]
-    whole, generator = spectrum_metrics(singular_values(values)), np.random.default_rng(seed)
+    of_all, generator = spectrum_metrics(singular_values(values)), np.random.default_rng(seed)
     halves = [generator.permutation(len(values))[: max(2, len(values) // 2)] for _ in range(draws)]
     of_halves = pd.DataFrame([spectrum_metrics(singular_values(values[np.sort(rows)])) for rows in halves])
-    table = pd.DataFrame({"value": whole, "low": of_halves.min(), "high": of_halves.max()}).loc[list(whole)]
+    table = pd.DataFrame({"value": of_all, "low": of_halves.min(), "high": of_halves.max()}).loc[list(of_all)]
     return table.rename_axis("metric").reset_index().assign(n=len(values))
 
 

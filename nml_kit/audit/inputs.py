@@ -119,10 +119,10 @@ def _checked(
             f"shape {values.shape}."
         )
     names = np.full(len(values), "all") if domains is None else np.asarray(domains).astype(np.str_)
-    for what, column in (("labels", labels), ("domains", names)):
+    for name, column in (("labels", labels), ("domains", names)):
         if column.shape != (len(values),):
             raise InvalidInputError(
-                f"Expected one of {split} {what} for each of {len(values)} rows, got shape {column.shape}."
+                f"Expected one of {split} {name} for each of {len(values)} rows, got shape {column.shape}."
             )
     floats = values.dtype if values.dtype in (np.float16, np.float32, np.float64) else np.float64
     return values.astype(floats, copy=False), labels, names

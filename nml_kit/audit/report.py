@@ -102,8 +102,8 @@ def practical_tasks(
 
     >>> from nml_kit import load_profile
     >>> sources = {"emoji-text": ["name"]}
-    >>> found = practical_tasks(load_profile("smoke"), ["emoji-text"], {"emoji-text": ["keywords"]}, sources)
-    >>> [(fold.protocol, fold.train_domains, fold.test_domains) for fold in found[0].folds]
+    >>> tasks = practical_tasks(load_profile("smoke"), ["emoji-text"], {"emoji-text": ["keywords"]}, sources)
+    >>> [(fold.protocol, fold.train_domains, fold.test_domains) for fold in tasks[0].folds]
     [('ID', ('name',), ('name',)), ('OOD', ('name',), ('keywords',))]
     """
     tasks, sources, names = [], sources or {}, list(dict.fromkeys([*id_tasks, *ood_tasks]))

@@ -125,8 +125,8 @@ def _usable(frame: pd.DataFrame, name: str) -> pd.DataFrame:
             several = ", ".join(sorted(frame[column].astype(str).unique()))
             raise InvalidInputError(f"Expected `{name}` of one {column}, got {several}: judge one at a time.")
     kept = frame["method"].isin(METHODS) & frame["ratio"].notna()
-    for column, whole in {"fraction": 1.0, "label_noise": 0.0}.items():
-        kept &= frame.get(column, whole) == whole
+    for column, value in {"fraction": 1.0, "label_noise": 0.0}.items():
+        kept &= frame.get(column, value) == value
     return frame[kept].filter([*columns, "train_domain"]).astype({"ratio": float})
 
 

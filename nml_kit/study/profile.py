@@ -88,20 +88,20 @@ class Profile(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _recipes_of_their_kinds(cls, given: Any) -> Any:
+    def _recipes_of_their_kinds(cls, fields: Any) -> Any:
         """Recipes read as the kind that is meant: a mistake in one is then told in its own terms."""
-        if not isinstance(given, dict):
-            return given
-        recipe, data = given.get("recipe"), given.get("pretraining")
+        if not isinstance(fields, dict):
+            return fields
+        recipe, data = fields.get("recipe"), fields.get("pretraining")
         shards = data.get("shards") if isinstance(data, dict) else getattr(data, "shards", None)
         kinds = {
             "recipe": TimmRecipe if isinstance(recipe, dict) and "procedure" in recipe else Recipe,
             "contrastive": ShardRecipe if shards else ContrastiveRecipe,
         }
         for name, kind in kinds.items():
-            if isinstance(given.get(name, {}), dict):
-                given = given | {name: kind.model_validate(given.get(name, {}))}
-        return given
+            if isinstance(fields.get(name, {}), dict):
+                fields = fields | {name: kind.model_validate(fields.get(name, {}))}
+        return fields
 
     @model_validator(mode="after")
     def _shards_have_their_recipe(self) -> Self:
