@@ -174,21 +174,24 @@ def quantity_bands(spectra: pd.DataFrame, quantity: Quantity, *, seed: int | Non
     σ_i/Σσ, "cumulative energy" the share of Σσ² in the first i (fractions). Raises UnknownNameError for another
     quantity, InvalidInputError for a seed that is not there.
     """
-    keys, values = _matrix(spectra, quantity, seed)
-    length, bands = values.shape[1], []
-    for ratio in ratios_in_order(keys):
-        part = values[at_ratio(keys, ratio).index]
-        statistics = {"mean": part.mean(axis=0), "low": part.min(axis=0), "high": part.max(axis=0)}
-        bands.append(pd.DataFrame({"ratio": ratio, "index": np.arange(1, length + 1), **statistics}))
-    clean = bands[0]["mean"].where(bands[0]["mean"] > _NOTHING * bands[0]["mean"].max())
-    return pd.concat([band.assign(change=band["mean"] / clean - 1) for band in bands], ignore_index=True)
+    if quantity not in get_args(Quantity):
+        raise unknown_name("quantity", quantity, get_args(Quantity))
+    spectra = _of_seed(spectra, seed)
+    values = spectra["share"]
+    if quantity == "singular value":
+        values = values * spectra["total"]
+    if quantity == "cumulative energy":
+        values = values.groupby([spectra["ratio"], spectra["seed"]], dropna=False).transform(cumulative_energy)
+    bands = value_bands(spectra.assign(value=values), ["ratio", "index"])
+    clean = bands[bands["ratio"] == bands["ratio"].min()].set_index("index")["mean"]
+    clean = clean.where(clean > _NOTHING * clean.max())
+    return bands.assign(change=bands["mean"] / bands["index"].map(clean) - 1)
 
 
 def spectral_points(spectra: pd.DataFrame, *, seed: int | None = None) -> pd.DataFrame:
     """SVE and LSVR (nats) of each spectrum in a part of `spectra_by_choice`: ratio, seed, sve, lsvr."""
-    keys, shares = _matrix(spectra, "share", seed)
-    sve, lsvr = (list(map(metric, shares)) for metric in (singular_value_entropy, largest_singular_value_ratio))
-    return keys.assign(sve=sve, lsvr=lsvr)
+    shares = _of_seed(spectra, seed).groupby(["ratio", "seed"], dropna=False)["share"]
+    return shares.agg(sve=singular_value_entropy, lsvr=largest_singular_value_ratio).reset_index()
 
 
 def page_tables(
@@ -226,19 +229,9 @@ def at_any_ratio(table: pd.DataFrame, ratio: float) -> pd.DataFrame:
     return (parts[below] + weight * (parts[above] - parts[below])).assign(ratio=float(ratio))
 
 
-def _matrix(spectra: pd.DataFrame, quantity: Quantity, seed: int | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """Ratio and seed of each spectrum, and a quantity as a matrix with a row for each."""
-    if quantity not in get_args(Quantity):
-        raise unknown_name("quantity", quantity, get_args(Quantity))
-    if seed is not None:
-        spectra = spectra[(spectra["seed"] == seed) | spectra["ratio"].isna()]
-        if spectra["ratio"].isna().all():
-            raise InvalidInputError(f"Expected spectra of seed {seed}, found none.")
-    length = int(spectra["index"].max())
-    keys = spectra[["ratio", "seed"]].iloc[::length].reset_index(drop=True)
-    values = spectra["share"].to_numpy(np.float64).reshape(-1, length)
-    if quantity == "singular value":
-        values = values * spectra["total"].to_numpy(np.float64)[::length, None]
-    if quantity == "cumulative energy":
-        values = np.apply_along_axis(cumulative_energy, 1, values)
-    return keys, values
+def _of_seed(spectra: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """The spectra of a seed's networks and of the random one; None is every seed."""
+    chosen = spectra if seed is None else spectra[(spectra["seed"] == seed) | spectra["ratio"].isna()]
+    if chosen["ratio"].isna().all():
+        raise InvalidInputError(f"Expected spectra of seed {seed}, found none.")
+    return chosen
