@@ -11,7 +11,7 @@ import torch
 from playwright.sync_api import Page
 
 from benchmarks.measure import Row, in_turn
-from nml_kit.widgets.trials import TERMS, nmtune_head, quick_epochs
+from nml_kit.widgets import TERMS, nmtune_head, quick_epochs
 from tests.browser.servers import ROOT, TOKEN, open_browser, served
 
 TIMES = 15

@@ -4,4 +4,7 @@ from .monitor import RunMonitor as RunMonitor
 from .noise import NoiseGallery as NoiseGallery
 from .spectra import SpectrumExplorer as SpectrumExplorer
 from .terms import TermPlayground as TermPlayground
+from .trials import TERMS as TERMS
+from .trials import nmtune_head as nmtune_head
+from .trials import quick_epochs as quick_epochs
 from .view import FigureView as FigureView
