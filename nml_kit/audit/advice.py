@@ -12,14 +12,14 @@ from nml_kit.spectrum import singular_values, spectrum_metrics
 from nml_kit.study import Study, StudyResults
 
 
-def spectral_card(features: Features, *, draws: int = 20, seed: int = 0) -> pd.DataFrame:
+def spectral_card(features: Features, *, draws: int = 20) -> pd.DataFrame:
     """Every spectral metric of the test split, not centred: metric, value, and low and high over random halves.
 
     The range is that of `draws` halves without replacement: it shows how much a number depends on which samples, and on
     how many, were taken; halves of few samples have fewer directions.
     """
     values = features.values[features.splits == "test"]
-    of_all, generator = spectrum_metrics(singular_values(values)), np.random.default_rng(seed)
+    of_all, generator = spectrum_metrics(singular_values(values)), np.random.default_rng(0)
     halves = [generator.permutation(len(values))[: max(2, len(values) // 2)] for _ in range(draws)]
     of_halves = pd.DataFrame([spectrum_metrics(singular_values(values[np.sort(rows)])) for rows in halves])
     table = pd.DataFrame({"value": of_all, "low": of_halves.min(), "high": of_halves.max()}).loc[list(of_all)]
@@ -42,14 +42,14 @@ def tested_spectrum(features: Features) -> Float[np.ndarray, " r"]:
     return values / values.sum()
 
 
-def known_spectra(results: StudyResults, *, task: str = "icons") -> pd.DataFrame:
+def known_spectra(results: StudyResults) -> pd.DataFrame:
     """Spectra of raw features of supervised networks whose noise is known, stretched: ratio, position, height.
 
-    Means over seeds on the ID test split of `task`. Only the shape compares: other networks and data differ from ours
+    Means over seeds on the ID test split of "icons". Only the shape compares: other networks and data differ from ours
     by more than noise makes ours differ.
     """
     spectra = results.spectra.query(
-        "objective == 'supervised' and protocol == 'ID' and task == @task and method == 'LP' and ratio == ratio"
+        "objective == 'supervised' and protocol == 'ID' and task == 'icons' and method == 'LP' and ratio == ratio"
     )
     means = spectra.groupby(["ratio", "index"])["share"].mean()
     parts = [stretched(part.to_numpy(np.float64)).assign(ratio=ratio) for ratio, part in means.groupby("ratio")]

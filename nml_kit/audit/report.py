@@ -75,7 +75,7 @@ def audit_features(
     settings, folds = settings or AuditSettings(), audit_folds(features, held_out)
     context = {"experiment": "audit", "profile": "", **_UNKNOWN, "backbone": features.task}
     sources = [Source({**context, "seed": seed}, {features.task: features}) for seed in settings.seeds]
-    study = fit_heads_of(sources, folds, settings, **options)
+    study = fit_sources(settings.profile, sources, lambda seed: folds, settings.candidates, **options)
     return Audit(features, study.samples, study.selections, settings)
 
 
@@ -111,7 +111,8 @@ def practical_tasks(
         raise unknown_name("task with sources", others[0], names)
     for name in names:
         task = load_task(name)
-        folds = _folds(task, tuple(sources.get(name, ())), ood_tasks.get(name))
+        domains = np.unique(task.domains).tolist()
+        folds = _folds(name, domains, tuple(sources.get(name, ())), ood_tasks.get(name))
         folds = folds if name in id_tasks else folds[1:]
         used = np.zeros(len(task), dtype=bool)
         for fold in folds:
@@ -146,7 +147,7 @@ def run_practical(
         features = {task.name: extract_features(task, backbone, store=store, progress=progress) for task, _ in tasks}
         sources += [Source({**context, "backbone": name, "seed": seed}, features) for seed in profile.seeds]
     folds = [fold for _, task_folds in tasks for fold in task_folds]
-    return fit_heads_of(sources, folds, settings, **options)
+    return fit_sources(settings.profile, sources, lambda seed: folds, settings.candidates, **options)
 
 
 def bag_of_words(texts: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n words"]:
@@ -183,28 +184,20 @@ def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
     domains = np.unique(features.domains).tolist()
     if unknown := set(held_out) - set(domains):
         raise InvalidInputError(f"Expected held-out domains among {', '.join(domains)}, got {min(unknown)!r}.")
-    folds = [in_domain_fold(features.task)]
-    return folds + (leave_one_domain_out(features.task, domains, list(held_out) or None) if len(domains) > 1 else [])
+    return _folds(features.task, domains, (), held_out if len(domains) > 1 else None)
 
 
-def _folds(task: Task, sources: tuple[str, ...], held_out: Sequence[str] | None) -> list[Fold]:
+def _folds(task: str, domains: list[str], sources: tuple[str, ...], held_out: Sequence[str] | None) -> list[Fold]:
     """The ID fold, then the OOD ones; `held_out` None: none of those, empty: every domain is."""
-    in_domain = Fold(task.name, "ID", sources or None, sources or None)
+    in_domain = Fold(task, "ID", sources or None, sources or None)
     if held_out is None:
         return [in_domain]
     if not sources:
-        return [in_domain, *leave_one_domain_out(task.name, task.domains.tolist(), held_out)]
-    tested = tuple(held_out or [domain for domain in np.unique(task.domains).tolist() if domain not in sources])
+        return [in_domain, *leave_one_domain_out(task, domains, held_out)]
+    tested = tuple(held_out or [domain for domain in domains if domain not in sources])
     if not tested or set(tested) & set(sources):
         raise InvalidInputError(
-            f"Task {task.name!r}: expected domains to test on beside the sources {', '.join(sources)}, got "
+            f"Task {task!r}: expected domains to test on beside the sources {', '.join(sources)}, got "
             f"{', '.join(tested) or 'none'}; name others in `ood_tasks` or `sources`."
         )
-    return [in_domain, Fold(task.name, "OOD", sources, tested)]  # one: the heads are the same for all domains
-
-
-def fit_heads_of(
-    sources: Sequence[Source], folds: Sequence[Fold], settings: AuditSettings, **options: Unpack[RunOptions]
-) -> Study:
-    """The study of LP, MLP and NMTune on features from elsewhere."""
-    return fit_sources(settings.profile, sources, lambda seed: folds, settings.candidates, **options)
+    return [in_domain, Fold(task, "OOD", sources, tested)]  # one: the heads are the same for all domains

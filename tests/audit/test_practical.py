@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from nml_kit.audit import head_differences, judge_models, practical_tasks, run_practical
-from nml_kit.audit.report import BAG_OF_WORDS, AuditSettings, bag_of_words, fit_heads_of
+from nml_kit.audit.report import BAG_OF_WORDS, AuditSettings, bag_of_words
 from nml_kit.backbones import load_backbone
 from nml_kit.data import load_task
 from nml_kit.errors import InvalidInputError, UnknownNameError
@@ -15,7 +15,16 @@ from nml_kit.features import extract_features
 from nml_kit.inference import overall_verdict
 from nml_kit.spectrum import singular_value_entropy
 from nml_kit.store import Store
-from nml_kit.study import RESULT_COLUMNS, Source, Study, load_profile, load_results, reference_dir, write_results
+from nml_kit.study import (
+    RESULT_COLUMNS,
+    Source,
+    Study,
+    fit_sources,
+    load_profile,
+    load_results,
+    reference_dir,
+    write_results,
+)
 
 SMOKE = load_profile("smoke")
 NAMES = {"emoji-text": ["name"]}
@@ -84,7 +93,9 @@ def test_rows_are_those_of_the_heads_that_were_chosen(run):
     pd.testing.assert_series_equal(right, rows.sort_index(), check_names=False)
     features = extract_features(task, _bag(), store=store, progress=False)
     source = Source({"seed": 0, "ratio": np.nan}, {task.name: features})
-    fresh = fit_heads_of([source], folds[1:], AuditSettings(SMOKE.seeds, 2), store=Store(store.root / "fresh"), jobs=1)
+    settings = AuditSettings(SMOKE.seeds, 2)
+    asked = settings.profile, [source], lambda seed: folds[1:], settings.candidates
+    fresh = fit_sources(*asked, store=Store(store.root / "fresh"), jobs=1)
     assert fresh.runs[2][1].metrics()["accuracy"] == rows["OOD", "NMTune", 0]
     tested = features.values[(features.splits == "test") & (features.domains == "name")]
     sve = found.rows.query("metric == 'sve' and protocol == 'ID' and method == 'LP'")["value"].iloc[0]
