@@ -130,7 +130,7 @@ def test_a_mean_over_ratios_or_a_trend_that_turns_is_not_supported():
 
 def test_non_inferiority_is_not_difference():
     same = {("ID", "NMTune"): flat(0.6)}
-    judged = verdicts("C6", "0 %", accuracy=same, samples=20_000, spread=0.0005, tasks=[("a", "ID")], seeds=8)
+    judged = verdicts("C6", "0 %", accuracy=same, samples=10_000, spread=0.0005, tasks=[("a", "ID")], seeds=8)
     assert judged["verdict"].tolist() == ["supported"]
     assert judged["low"].item() < 0 < judged["high"].item()
     assert judged["low"].item() > -0.005
@@ -175,7 +175,7 @@ def test_a_t_test_over_seeds_alone_would_not_keep_its_level():
 
 def test_family_wise_error_of_a_whole_judgement_is_at_most_nominal():
     """All nulls true: per claim, the data sets with any verdict at all are at most Binomial(trials, 5 %)."""
-    trials = 150
+    trials = 100
     wrong = dict.fromkeys(registry_table()["id"], 0)
     for seed in range(trials):
         judged = judge_claims(*simulate(samples=40, seeds=3 + seed % 3, seed=seed, tasks=TASKS[::2]))
