@@ -58,7 +58,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """One estimand: the weighted sum of a metric's cells on the tasks of a protocol.
+    """One estimand: the weighted sum of cells.
 
     `direction` is the claimed sign of estimand − `null`, 0 for either. `guards`, by name, are what must not clearly go
     the other way for the claim to hold: the single steps of a trend, the single ratios of a mean over ratios.
@@ -66,8 +66,6 @@ class Part:
     """
 
     claim: str
-    protocol: str
-    metric: str
     contrast: str
     direction: int
     weights: Weights = field(default_factory=dict)
@@ -87,8 +85,8 @@ class Result(NamedTuple):
     reverse: str = ""
 
 
-_ASSOCIATION = Part("C4", "OOD", "lsvr", "LP: rank correlation of LSVR and accuracy", -1)
-_MORE_OOD = Part("C5", "OOD", "accuracy", "NMTune − LP: OOD − ID", 1)
+_ASSOCIATION = Part("C4", "LP: rank correlation of LSVR and accuracy", -1)
+_MORE_OOD = Part("C5", "NMTune − LP: OOD − ID", 1)
 
 
 def blocks_of(rows: pd.DataFrame, samples: pd.DataFrame) -> dict[TaskKey, Block]:
@@ -159,22 +157,20 @@ def _block(about: str, part: pd.DataFrame, item: str, value: str) -> Block:
 def parts_of(ratios: Sequence[float], protocol: str, metric: str) -> list[Part]:
     """All parts of C1 to C6 about this protocol and metric, for a task that has these ratios (0.0 among them)."""
     roles = {"clean": 0.0, "slight": slight_ratio(ratios), "highest": max(ratios)}
-    noisy = [roles | {"noisy": ratio} for ratio in sorted(ratios)[1:]]
-    pairs = (("NMTune", "LP"), ("NMTune", "MLP"), ("MLP", "LP"))
-    plan = [
-        _difference("C1", "ID", "accuracy", "LP", "slight", "clean", roles, 1),
-        _difference("C1", "ID", "accuracy", "LP", "highest", "slight", roles, -1),
-        *(_difference("C2", "OOD", "accuracy", "LP", "noisy", "clean", its_roles, -1) for its_roles in noisy),
-        _trend("C2", "OOD", "accuracy", ratios, -1),
-        _difference("C3", "ID", "sve", "LP", "slight", "clean", roles, 1),
-        _trend("C3", "ID", "sve", ratios, 1),
-        _trend("C4", "OOD", "lsvr", ratios, 0),
-        *(_between_methods(name, "accuracy", *pair, ratios, 1) for pair in pairs for name in ("ID", "OOD")),
-        *(_between_methods("ID", "sve", *pair, ratios, 1) for pair in pairs[:2]),
-        *(_between_methods("OOD", "lsvr", *pair, ratios, -1) for pair in pairs[:2]),
-        replace(_difference("C6", "ID", "accuracy", "NMTune", "clean", "slight", roles, 1), null=-MARGIN),
-    ]
-    return [part for part in plan if (part.protocol, part.metric) == (protocol, metric)]
+    of_methods = [_between_methods(*pair, ratios, -1 if metric == "lsvr" else 1)
+                  for pair in (("NMTune", "LP"), ("NMTune", "MLP"), ("MLP", "LP"))]  # fmt: skip
+    if (protocol, metric) == ("ID", "accuracy"):
+        slight = _difference("C1", "LP", "slight", "clean", roles, 1)
+        more = _difference("C1", "LP", "highest", "slight", roles, -1)
+        not_inferior = replace(_difference("C6", "NMTune", "clean", "slight", roles, 1), null=-MARGIN)
+        return [slight, more, *of_methods, not_inferior]
+    if (protocol, metric) == ("OOD", "accuracy"):
+        noisy = [roles | {"noisy": ratio} for ratio in sorted(ratios)[1:]]
+        differences = [_difference("C2", "LP", "noisy", "clean", its_roles, -1) for its_roles in noisy]
+        return [*differences, _trend("C2", ratios, -1), *of_methods]
+    if (protocol, metric) == ("ID", "sve"):
+        return [_difference("C3", "LP", "slight", "clean", roles, 1), _trend("C3", ratios, 1), *of_methods[:2]]
+    return [_trend("C4", ratios, 0), *of_methods[:2]] if (protocol, metric) == ("OOD", "lsvr") else []
 
 
 def slight_ratio(ratios: Sequence[float]) -> float:
@@ -183,9 +179,7 @@ def slight_ratio(ratios: Sequence[float]) -> float:
     return lowest if lowest <= SLIGHT_UP_TO else math.nan
 
 
-def _difference(
-    claim: str, protocol: str, metric: str, method: str, above: str, below: str, roles: dict[str, float], sign: int
-) -> Part:
+def _difference(claim: str, method: str, above: str, below: str, roles: dict[str, float], sign: int) -> Part:
     """One ratio minus another, by their roles."""
     ratios, names, missing = (roles[above], roles[below]), (above, below), ""
     if math.isnan(sum(ratios)):
@@ -195,12 +189,12 @@ def _difference(
     else:
         names = (ratio_label(ratios[0]), ratio_label(ratios[1]))
     weights = {} if missing else {(method, ratios[0]): 1.0, (method, ratios[1]): -1.0}
-    return Part(claim, protocol, metric, f"{method}: {' − '.join(names)}", sign, weights, missing=missing)
+    return Part(claim, f"{method}: {' − '.join(names)}", sign, weights, missing=missing)
 
 
-def _trend(claim: str, protocol: str, metric: str, ratios: Sequence[float], direction: int) -> Part:
+def _trend(claim: str, ratios: Sequence[float], direction: int) -> Part:
     """The line fitted to the ratios' ranks, as its change from the first to the last; guarded by the single steps."""
-    ordered, part = sorted(ratios), Part(claim, protocol, metric, "LP: trend over ratios", direction)
+    ordered, part = sorted(ratios), Part(claim, "LP: trend over ratios", direction)
     if len(ordered) < FEWEST_FOR_TREND:
         return replace(part, missing=f"a trend takes {FEWEST_FOR_TREND} ratios")
     ranks = np.arange(len(ordered)) - (len(ordered) - 1) / 2
@@ -213,11 +207,11 @@ def _trend(claim: str, protocol: str, metric: str, ratios: Sequence[float], dire
     return replace(part, weights=weights, guards=guards)
 
 
-def _between_methods(protocol: str, metric: str, better: str, worse: str, ratios: Sequence[float], sign: int) -> Part:
+def _between_methods(better: str, worse: str, ratios: Sequence[float], sign: int) -> Part:
     """The mean over ratios of one method minus another; guarded by the single ratios."""
     guards = {f"at {ratio_label(ratio)}": {(better, ratio): 1.0, (worse, ratio): -1.0} for ratio in sorted(ratios)}
     weights = {cell: weight / len(guards) for guard in guards.values() for cell, weight in guard.items()}
-    return Part("C5", protocol, metric, f"{better} − {worse}", sign, weights, guards)
+    return Part("C5", f"{better} − {worse}", sign, weights, guards)
 
 
 def results_of(blocks: dict[TaskKey, Block]) -> list[Result]:
@@ -276,7 +270,7 @@ def _more_out_of_domain(blocks: dict[TaskKey, Block]) -> list[Result]:
     gains: dict[str, list[np.ndarray]] = {"ID": [], "OOD": []}
     seeds, samples = set(), 0
     for key, block in blocks.items():
-        gain = _between_methods(key.protocol, "accuracy", "NMTune", "LP", block.ratios, 1).weights
+        gain = _between_methods("NMTune", "LP", block.ratios, 1).weights
         if key.metric == "accuracy" and key.protocol in gains and gain.keys() <= block.cells.keys():
             gains[key.protocol].append(block.contrast(gain))
             seeds.add(block.seeds)
