@@ -189,19 +189,20 @@ def _gathered(place: Path, name: str, columns: Sequence[str], profile: str, same
     """The table `name` of a profile from all files under a place, each row that is the `same` once."""
     tables = [table for path in sorted(place.rglob(f"{name}.parquet")) if (table := _read(path, columns)) is not None]
     gathered = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
-    mine = gathered[gathered["profile"] == profile]
-    if mine.empty:
+    mine = gathered["profile"] == profile
+    if not mine.any():
+        profiles = ", ".join(sorted(gathered["profile"].unique())) or "none of any profile"
         raise InvalidInputError(
-            f"Expected results of profile {profile!r} in files {name}.parquet under {place}, found "
-            f"{', '.join(sorted(gathered['profile'].unique())) or 'none of any profile'}: name the directory of runs "
-            "or of reference results."
+            f"Expected results of profile {profile!r} in files {name}.parquet under {place}, found {profiles}: "
+            "name the directory of runs or of reference results."
         )
     for objective in get_args(Objective):
-        part, (recipe, noise) = mine[mine["objective"] == objective], _own_identity(profile, objective)
-        own = (part["recipe"] == recipe) & (part["noise"] == noise)
+        recipe, noise = _own_identity(profile, objective)
+        others = gathered["objective"] != objective
+        own = mine & ~others & (gathered["recipe"] == recipe) & (gathered["noise"] == noise)
         if own.any():  # those of other recipes or kinds of noise are left out
-            mine = mine.drop(index=part.index[~own])
-    return mine.drop_duplicates(list(same)).sort_values(list(same), ignore_index=True, kind="stable")
+            mine &= own | others
+    return gathered[mine].drop_duplicates(list(same)).sort_values(list(same), ignore_index=True, kind="stable")
 
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
@@ -219,6 +220,7 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     return frame
 
 
+@lru_cache
 def _own_identity(profile: str, objective: Objective) -> tuple[str, str]:
     """Recipe and kind of noise of a shipped profile; empty for one that is not."""
     try:
