@@ -75,11 +75,11 @@ def test_fractions_and_noisy_labels_are_the_same_samples_for_every_method_and_ra
     assert found.nunique() == 1
     whole = drawn.rows.query("fraction == 1 and label_noise == 0").reset_index(drop=True)
     pd.testing.assert_frame_equal(whole, study.rows.query("method == 'LP'").reset_index(drop=True))
-    told = {}
+    told, source, tasks = {}, pretraining_task(profile), downstream_tasks(profile)
     for context, fit in drawn.runs:
         fold, origin = fit.fold, Origin(context["ratio"], context["seed"])
-        backbone = pretrained_backbone(profile, pretraining_task(profile), origin, store=home, progress=False)
-        features = extract_features(downstream_tasks(profile)[fold.task], backbone, store=home, progress=False)
+        backbone = pretrained_backbone(profile, source, origin, store=home, progress=False)
+        features = extract_features(tasks[fold.task], backbone, store=home, progress=False)
         train = samples_to_train(features, fold)
         key = (fold.task, fold.test_domains, fold.fraction, fold.label_noise, origin.seed)
         told.setdefault(key, set()).add((tuple(train.ids), tuple(train.labels)))
