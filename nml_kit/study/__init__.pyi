@@ -3,7 +3,6 @@ from .comparison import described_changes as described_changes
 from .comparison import largest_changes as largest_changes
 from .comparison import noise_finding as noise_finding
 from .comparison import noisy_samples as noisy_samples
-from .conditions import RANDOM_BASELINE as RANDOM_BASELINE
 from .conditions import Origin as Origin
 from .conditions import RunOptions as RunOptions
 from .conditions import downstream_tasks as downstream_tasks

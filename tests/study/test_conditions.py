@@ -10,7 +10,6 @@ from nml_kit.errors import UnknownNameError
 from nml_kit.pretraining import standardising_transform
 from nml_kit.store import Store
 from nml_kit.study import (
-    RANDOM_BASELINE,
     RESULT_COLUMNS,
     Origin,
     is_origin_stored,
@@ -18,7 +17,7 @@ from nml_kit.study import (
     pretraining_task,
     run_study,
 )
-from nml_kit.study.conditions import caption_noise
+from nml_kit.study.conditions import RANDOM_BASELINE, caption_noise
 
 pytestmark = pytest.mark.xdist_group("study")
 
