@@ -221,13 +221,11 @@ def _chance(matching: Int[np.ndarray, " n"], candidates: int, k: int) -> Float[n
     return 1 - np.prod(np.clip(candidates - matching[:, None] - places, 0, None) / (candidates - places), axis=1)
 
 
-def seconds_in_turn(
-    calls: Mapping[tuple[str, str], Callable[[], object]], *, repeats: int, uncounted: int = 1
-) -> pd.DataFrame:
+def seconds_in_turn(calls: Mapping[tuple[str, str], Callable[[], object]], *, repeats: int) -> pd.DataFrame:
     """Seconds of each call, named by method and step, one after the other in each of `repeats` rounds, on one thread.
 
-    As many rounds as `uncounted` come first: what is loaded or allocated once is paid there. Columns: method, step,
-    repeat (from 1), seconds. Raises InvalidInputError for fewer than one repeat.
+    One more round comes first and is not counted: what is loaded or allocated once is paid there. Columns: method,
+    step, repeat (from 1), seconds. Raises InvalidInputError for fewer than one repeat.
 
     >>> seconds_in_turn({("LP", "fit"): list, ("LP", "predict"): list}, repeats=2)["repeat"].tolist()
     [1, 1, 2, 2]
@@ -236,12 +234,12 @@ def seconds_in_turn(
         raise InvalidInputError(f"Expected at least one repeat, got {repeats}.")
     rows = []
     with threadpool_limits(1), one_thread():
-        for repeat in range(1 - uncounted, repeats + 1):
+        for repeat in range(repeats + 1):
             for (method, step), call in calls.items():
                 started = time.perf_counter()
                 call()
                 rows.append((method, step, repeat, time.perf_counter() - started))
-    return pd.DataFrame(rows[uncounted * len(calls) :], columns=["method", "step", "repeat", "seconds"])
+    return pd.DataFrame(rows[len(calls) :], columns=["method", "step", "repeat", "seconds"])
 
 
 def backbone_parameters(backbone: Backbone) -> int:
