@@ -146,8 +146,9 @@ def judged(tmp_path_factory):
     rows = rows.assign(**texts | {"profile": "smoke", "fraction": 1.0, "label_noise": 0.0})[list(RESULT_COLUMNS)]
     write_results(root / "results" / "one", rows=rows)
     write_results(root / "results" / "two", rows=rows[rows["method"] == "LP"].assign(experiment="another"))
+    identity = dict.fromkeys(["recipe", "noise", "backbone", "train_domain"], "x") | {"profile": "smoke"}
     answers = {"label": 1, "prediction": samples["correct"].astype(int)}
-    write_results(root / "results", samples=samples.assign(profile="smoke", **answers))
+    write_results(root / "results", samples=samples.assign(**identity, **answers))
     ran = run_notebook("11_claims", root, root / "home", results=str(root / "results"))
     return ran, judge_claims(rows, samples)
 
