@@ -8,6 +8,7 @@ from their own random generators: the global random state is neither read nor ch
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -19,25 +20,29 @@ from sklearn.utils.validation import check_is_fitted
 
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.heads.inputs import BLOCK_ROWS, Mask, finite_blocks, require, validated_features
+from nml_kit.heads.networks import Design
 from nml_kit.heads.terms import TERM_WEIGHTS, Recipe, term_weights
 from nml_kit.heads.training import fit_together
 
 _DTYPES = ("float32", "float64")
 # With few features (toy data) a layer of D ReLUs may start with all of them dead; real features have D ≥ 64.
 _LEAST_HIDDEN = 64
+# The signature is the dataclass's; equality and repr are scikit-learn's.
+_settings = dataclass(kw_only=True, eq=False, repr=False)
 
 
+@_settings
 class _Head(ClassifierMixin, BaseEstimator):
-    """What the three heads share: validation, training, prediction."""
+    """What the three heads share: their settings, training and prediction."""
 
-    epochs: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    random_state: Any
-    device: str
-    dtype: str
-    verbose: bool
+    epochs: int | None = None
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    random_state: Any = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "float64"] = "float32"
+    verbose: bool = False
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Train the head on features X (N, D) and labels y (N,), and return it.
@@ -75,14 +80,8 @@ class _Head(ClassifierMixin, BaseEstimator):
             rows.copy_(network(block.to(self.device, torch.float64))[place])
         return results
 
-    def _tuner_recipe(self) -> Recipe | None:
-        return None
-
-    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
-        return ()
-
-    def _term_weights(self) -> tuple[float, float, float]:
-        return (0.0, 0.0, 0.0)
+    def _design(self, num_features: int) -> Design:
+        return Design()
 
     def _check_settings(self) -> None:
         """Raise InvalidInputError for settings out of range."""
@@ -92,13 +91,13 @@ class _Head(ClassifierMixin, BaseEstimator):
         require(0 <= self.weight_decay < math.inf, "a weight_decay of at least 0", self.weight_decay)
         if self.dtype not in _DTYPES:
             raise unknown_name("dtype", self.dtype, _DTYPES)
-        self._tuner_recipe()
-        self._term_weights()
+        self._design(1)
 
 
 HeadT = TypeVar("HeadT", bound=_Head)
 
 
+@_settings
 class LinearProbe(_Head):
     """Linear probe (LP): a linear classifier on the features as they are, trained with cross-entropy.
 
@@ -110,7 +109,6 @@ class LinearProbe(_Head):
     random_state: as in scikit-learn, of weights and order. device, dtype: where and in what ("float32",
     "float64") to train; predictions are computed in float64. verbose: show a progress bar.
 
-    >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
     >>> probe = LinearProbe().fit(X, y)
@@ -118,28 +116,10 @@ class LinearProbe(_Head):
     ((200, 2), True)
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        learning_rate: float = 1e-2,
-        weight_decay: float = 1e-4,
-        random_state: Any = 0,
-        device: str = "cpu",
-        dtype: Literal["float32", "float64"] = "float32",
-        verbose: bool = False,
-    ) -> None:
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.verbose = verbose
+    learning_rate: float = 1e-2
 
 
+@_settings
 class MLPTune(TransformerMixin, _Head):
     """MLP tuning: Z = g(F) with a small MLP g, and a linear classifier on Z, trained with cross-entropy.
 
@@ -149,55 +129,30 @@ class MLPTune(TransformerMixin, _Head):
     layers, of which () has none: g is then linear in the paper's recipe. Other parameters: see `LinearProbe`.
     `transform` gives Z.
 
-    >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] * X[:, 1] > 0
     >>> MLPTune().fit(X, y).transform(X).shape
     (200, 8)
     """
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe = "paper",
-        hidden: int | Sequence[int] | None = None,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        random_state: Any = 0,
-        device: str = "cpu",
-        dtype: Literal["float32", "float64"] = "float32",
-        verbose: bool = False,
-    ) -> None:
-        self.recipe = recipe
-        self.hidden = hidden
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.verbose = verbose
+    recipe: Recipe = "paper"
+    hidden: int | Sequence[int] | None = None
 
     def transform(self, X: Any) -> Float[np.ndarray, "n d"]:
         """Return the tuned features Z = g(X), float64 (N, D); X is (N, D)."""
         return self._infer(X, "features").numpy()
 
-    def _tuner_recipe(self) -> Recipe:
+    def _design(self, num_features: int) -> Design:
         if self.recipe not in TERM_WEIGHTS:
             raise unknown_name("recipe", str(self.recipe), TERM_WEIGHTS)
-        return self.recipe
-
-    def _hidden_widths(self, num_features: int) -> tuple[int, ...]:
-        if self.hidden is None:
-            return (max(_LEAST_HIDDEN, num_features if self.recipe == "paper" else 4 * num_features),)
-        widths = tuple(self.hidden) if isinstance(self.hidden, Sequence) else (self.hidden,)
+        default = max(_LEAST_HIDDEN, num_features if self.recipe == "paper" else 4 * num_features)
+        hidden = default if self.hidden is None else self.hidden
+        widths = tuple(hidden) if isinstance(hidden, Sequence) else (hidden,)
         require(all(width >= 1 for width in widths), "hidden of at least 1", self.hidden)
-        return widths
+        return Design(self.recipe, widths)
 
 
+@_settings
 class NMTune(MLPTune):
     """NMTune: MLP tuning whose loss also shapes the features, L = L_CE + w₁·L_MSE + w₂·L_COV + w₃·L_SVD.
 
@@ -206,46 +161,16 @@ class NMTune(MLPTune):
     paper's λ, the weight of the sum; three numbers weigh (mse, cov, svd). With weights=0 it is `MLPTune`, to
     the bit. Other parameters: see `MLPTune` and `LinearProbe`.
 
-    >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] * X[:, 1] > 0
-    >>> head = NMTune(weights=0.1).fit(X, y)
-    >>> Z = head.transform(X)
-    >>> Z.shape, head.predict(X).dtype
-    ((200, 8), dtype('bool'))
+    >>> NMTune(weights=0.1).fit(X, y).transform(X).shape
+    (200, 8)
     """
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe = "paper",
-        weights: float | tuple[float, float, float] | None = None,
-        hidden: int | Sequence[int] | None = None,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        random_state: Any = 0,
-        device: str = "cpu",
-        dtype: Literal["float32", "float64"] = "float32",
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            recipe=recipe,
-            hidden=hidden,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            random_state=random_state,
-            device=device,
-            dtype=dtype,
-            verbose=verbose,
-        )
-        self.weights = weights
+    weights: float | tuple[float, float, float] | None = None
 
-    def _term_weights(self) -> tuple[float, float, float]:
-        return term_weights(self.weights, self._tuner_recipe())
+    def _design(self, num_features: int) -> Design:
+        return super()._design(num_features)._replace(weights=term_weights(self.weights, self.recipe))
 
 
 def fit_heads(
@@ -260,7 +185,6 @@ def fit_heads(
     relative 1e-5 in float64 and to an absolute 2e-3 in float32. The heads passed in stay as they are. Raises what `fit`
     raises, and InvalidInputError for masks that do not fit X or heads.
 
-    >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] > 0
     >>> [head.weights for head in fit_heads(X, y, [NMTune(weights=w, epochs=1) for w in (0.0, 0.1)])]

@@ -1,6 +1,5 @@
 """A fitted head for other programs: safetensors with a loader of ten lines, ONNX, or folded into its network."""
 
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from nml_kit.backbones import Backbone, RemovedClassifier
 from nml_kit.errors import InvalidInputError, MissingDependencyError
-from nml_kit.heads import load_head
 from nml_kit.heads.networks import HeadNetwork, ResidualTuner
 from nml_kit.store import replacing, write_tensors
 
 LOADER = "load_head.py"
+_LOADER_SOURCE = Path(__file__).with_name("load_head.txt")
 
 
 def save_head(head: BaseEstimator, path: str | Path, *, class_names: Iterable[str] | None = None) -> Path:
@@ -38,7 +37,7 @@ def save_head(head: BaseEstimator, path: str | Path, *, class_names: Iterable[st
     path, names = Path(path), _class_names(head, class_names)
     write_tensors(path, _head_weights(head), metadata={"head": type(head).__name__, "classes": names})
     with replacing(path.with_name(LOADER)) as temporary:
-        temporary.write_text(inspect.getsource(load_head), encoding="utf-8")
+        temporary.write_bytes(_LOADER_SOURCE.read_bytes())
     return path
 
 
@@ -155,10 +154,10 @@ def _place_of_classifier(backbone: Backbone) -> tuple[nn.Module, str]:
     """The network of the backbone and the name of the classifier that it had."""
     encoder = backbone.encode
     if isinstance(encoder, nn.Module):
-        places: list[Any] = [name for name, part in encoder.named_modules() if isinstance(part, RemovedClassifier)]
-        places += [getattr(encoder, "pretrained_cfg", {}).get("classifier")]  # timm says what it calls it
-        if isinstance(places[0], str):
-            return encoder, places[0]
+        removed = (name for name, part in encoder.named_modules() if isinstance(part, RemovedClassifier))
+        place = next(removed, getattr(encoder, "pretrained_cfg", {}).get("classifier"))  # timm says what it calls it
+        if isinstance(place, str):
+            return encoder, place
     raise InvalidInputError(
         f"Backbone {backbone.name!r}: expected a network that had a linear classifier (compact-resnet, torchvision, "
         "timm, packaged images), but it has no place for one; write the head to a file of its own with save_head."

@@ -67,11 +67,17 @@ def training_rows(y: NDArray[Any], mask: Mask, device: torch.device) -> tuple[ND
         came = f"{np.asarray(mask).dtype} of shape {np.shape(mask)}"
         raise InvalidInputError(f"Expected sample masks of bool ({len(y)},), one value per row of X, got {came}.")
     rows = np.arange(len(y)) if mask is None else np.flatnonzero(mask)
-    classes, codes = np.unique(y[rows], return_inverse=True)
+    classes, codes = encoded(y[rows])
+    return classes, torch.from_numpy(rows).to(device), torch.from_numpy(codes).to(device)
+
+
+def encoded(y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the classes (K,) and the labels as codes 0 … K−1 (n,); raise InvalidInputError for fewer than two."""
+    classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         came = f"one class: {classes[0]!r}" if len(classes) else "no class"
-        raise InvalidInputError(f"Expected at least two classes in y, got {came} ({len(rows)} samples).")
-    return classes, torch.from_numpy(rows).to(device), torch.from_numpy(codes).to(device)
+        raise InvalidInputError(f"Expected at least two classes in y, got {came} ({len(y)} samples).")
+    return classes, codes
 
 
 def require_finite(X: NDArray[Any] | Tensor, dtype: str | None = None, source: Any = None) -> None:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -67,19 +67,25 @@ class HeadNetwork(nn.Module):
         return Z, self.classifier(Z)
 
 
-def build_network(
-    num_features: int, num_classes: int, recipe: Recipe | None, hidden: Sequence[int], generator: torch.Generator
-) -> HeadNetwork:
-    """Build the network of a head on the CPU; `recipe=None` means no tuner (a linear probe), `hidden` its widths."""
+class Design(NamedTuple):
+    """A head without its sizes: the tuner's recipe (None: no tuner) and hidden widths, the weights of the terms."""
+
+    recipe: Recipe | None = None
+    hidden: tuple[int, ...] = ()
+    weights: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def build_network(num_features: int, num_classes: int, design: Design, generator: torch.Generator) -> HeadNetwork:
+    """Build the network of a head on the CPU, with random weights."""
     tuner: nn.Module = nn.Identity()
-    if recipe is not None:
+    if design.recipe is not None:
         layers, inputs = [], num_features
-        for width in hidden:
-            norm = [BatchNorm(width)] if recipe == "reference" else []
+        for width in design.hidden:
+            norm = [BatchNorm(width)] if design.recipe == "reference" else []
             layers += [_linear(inputs, width, generator), *norm, nn.ReLU()]
             inputs = width
         tuner = nn.Sequential(*layers, _linear(inputs, num_features, generator))
-        if recipe == "reference":
+        if design.recipe == "reference":
             tuner = ResidualTuner(tuner, num_features)
     classifier = skip_init(Linear, num_features, num_classes)
     nn.init.kaiming_uniform_(classifier.weight, generator=generator)

@@ -108,8 +108,10 @@ class _Terms(torch.autograd.Function):
         ctx.wide = samples < features
         ctx.mse_share = 1.0 / (samples * (features if recipe == "reference" else 1))
         z_inverse, f_inverse = _inverse_norms(Z), _inverse_norms(F)
-        cosine = (Z * F).sum(dim=2, keepdim=True) * (z_inverse * f_inverse)
-        mse = (Z * z_inverse - F * f_inverse).square().sum(dim=(1, 2)) * ctx.mse_share
+        unit_Z, unit_F = Z * z_inverse, F * f_inverse
+        cosine = torch.linalg.vecdot(unit_Z, unit_F).unsqueeze(2)
+        squared_norms = (z_inverse > 0).double() + (f_inverse > 0)  # of unit rows, or of rows of zeros
+        mse = (squared_norms - 2.0 * cosine).sum(dim=(1, 2)).clamp_min(0.0) * ctx.mse_share
 
         mean = Z.mean(dim=1, keepdim=True)
         centred = Z - mean
@@ -126,13 +128,15 @@ class _Terms(torch.autograd.Function):
                 "Check F, then lower the learning rate or the weights of the terms."
             )
         svd, spread = _leading_share(gram, _LEADING_VALUES[recipe])
-        ctx.save_for_backward(Z, F, z_inverse, f_inverse, cosine, mean, centred, centred_gram, variances, spread)
+        ctx.save_for_backward(
+            unit_Z, unit_F, z_inverse, f_inverse, cosine, mean, centred, centred_gram, variances, spread
+        )
         return torch.stack([mse, cov, svd]).to(torch.promote_types(ctx.dtypes[0], torch.float32))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
-        Z, F, z_inverse, f_inverse, cosine, mean, centred, centred_gram, variances, spread = ctx.saved_tensors
+        unit_Z, unit_F, z_inverse, f_inverse, cosine, mean, centred, centred_gram, variances, spread = ctx.saved_tensors
         mse_weight, cov_weight, svd_weight = weights.double()[:, :, None, None]
         pull = 2.0 * ctx.mse_share * mse_weight
         spread, cov_weight = svd_weight * spread, 4.0 * ctx.cov_share * cov_weight
@@ -143,32 +147,27 @@ class _Terms(torch.autograd.Function):
         else:
             grad_Z = (centred @ kernel).add_(mean @ spread)
         grad_Z.addcmul_(centred, cov_weight * variances, value=-1)
-        grad_Z.add_(_pulled(pull * z_inverse, Z * z_inverse, F * f_inverse, cosine))
+        # ∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂), and with the roles exchanged for f.
+        scale = pull * z_inverse
+        grad_Z.addcmul_(unit_Z, scale * cosine).addcmul_(unit_F, scale, value=-1)
         grad_F = None
         if ctx.needs_input_grad[1]:
-            grad_F = _pulled(pull * f_inverse, F * f_inverse, Z * z_inverse, cosine).sum_to_size(F.shape)
-            grad_F = grad_F.to(ctx.dtypes[1])
+            grad_F = (pull * f_inverse * (cosine * unit_F - unit_Z)).sum_to_size(unit_F.shape).to(ctx.dtypes[1])
         return grad_Z.to(ctx.dtypes[0]), grad_F, None
-
-
-def _pulled(scale: Tensor, own: Tensor, other: Tensor, cosine: Tensor) -> Tensor:
-    """∂‖f̂ − ẑ‖²/∂z = (2/‖z‖)((ẑ·f̂) ẑ − f̂) with ẑ = `own`, f̂ = `other`, or with the roles exchanged for f."""
-    return scale * (cosine * own - other)
 
 
 def _leading_share(gram: Tensor, leading: int) -> tuple[Tensor, Tensor]:
     """Return svd = −mean(σ₁…σ_k) / Σσ (H,) and the symmetric factor of Z in its gradient."""
     eigenvalues, vectors = torch.linalg.eigh(gram)
     size = gram.shape[-1]
-    count = min(leading, size)
-    smallest = (torch.finfo(gram.dtype).eps * size) * eigenvalues[:, -1:]
-    kept = eigenvalues > smallest.clamp_min(0.0)
+    count, precision = min(leading, size), torch.finfo(gram.dtype)
+    kept = eigenvalues > (precision.eps * size * eigenvalues[:, -1:]).clamp_min(0.0)
     sigma = torch.where(kept, eigenvalues, 0.0).sqrt()
-    total = sigma.sum(dim=1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
+    inverse = torch.where(kept, sigma.reciprocal(), 0.0)
+    total = sigma.sum(dim=1, keepdim=True).clamp_min(precision.tiny)
     share = sigma[:, -count:].mean(dim=1, keepdim=True) / total
-    slope = (share / total).repeat(1, size)
-    slope[:, -count:] -= 1.0 / (count * total)
-    ratio = torch.where(kept, slope / torch.where(kept, sigma, 1.0), 0.0)
+    ratio = inverse * (share / total)
+    ratio[:, -count:] -= inverse[:, -count:] / (count * total)
     return -share[:, 0], (vectors * ratio[:, None, :]) @ vectors.mT
 
 

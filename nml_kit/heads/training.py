@@ -2,8 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from tqdm import tqdm
 
 from nml_kit.errors import InvalidInputError
 from nml_kit.heads.inputs import Mask, on_host, require_finite, training_rows, validated_features
-from nml_kit.heads.networks import HeadNetwork, build_network, stack_networks, unstack_networks
-from nml_kit.heads.terms import Recipe, stacked_terms
+from nml_kit.heads.networks import Design, HeadNetwork, build_network, stack_networks, unstack_networks
+from nml_kit.heads.terms import stacked_terms
 
 _DEFAULT_EPOCHS = 30  # the authors' commands
 # A step of AdamW moves a weight by at most about the learning rate, so a head that takes few steps stays at
@@ -33,14 +34,15 @@ _BYTES_TOGETHER = 16 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Trainee:
-    """A head to train, by the settings of the estimator `head`, on the rows (n,) of features X (N, D).
+class _Trainee:
+    """A head to train on the rows (n,) of features X (N, D), with its network.
 
-    X has any float dtype and lies on any device. `codes` (n,) int64 are the labels of these rows in 0 … K−1; rows and
-    codes lie where X does. The order of the samples in each epoch is drawn from `order_seed`.
+    X has any float dtype and lies on any device, rows and codes, the labels of these rows in 0 … K−1, lie beside it.
+    The order of the samples in each epoch is drawn from `order_seed`.
     """
 
     head: Any
+    design: Design
     network: HeadNetwork
     X: Float[Tensor, "n_all d"]
     rows: Int[Tensor, " n"]
@@ -62,38 +64,43 @@ class Trainee:
         like, head = self.network.classifier.weight, self.head
         shapes = tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters())
         size = len(self.rows), head.batch_size, self.epochs
-        return shapes, like.dtype, like.device, head._tuner_recipe(), any(head._term_weights()), size
-
-    @property
-    def batches_key(self) -> Hashable:
-        """What heads that see the same batches have in common."""
-        return id(self.X), id(self.rows), id(self.codes), self.order_seed
+        return shapes, like.dtype, like.device, self.design.recipe, any(self.design.weights), size
 
 
 def fit_together(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> None:
-    """Fit heads in place, each on the rows of its mask (None: all)."""
-    y = on_host(y)
+    """Fit heads in place, each on the rows of its mask (None: all): with AdamW and a cosine to 0 per step.
+
+    Each is as it would be alone but for rounding. Raises InvalidInputError if one diverges.
+    """
+    groups: defaultdict[Hashable, list[_Trainee]] = defaultdict(list)
+    for trainee in _trainees(heads, X, y, masks):
+        groups[trainee.kind].append(trainee)
+    for group in groups.values():
+        parameters = group[0].network.parameters()
+        size = max(1, _BYTES_TOGETHER // (4 * sum(values.numel() * values.element_size() for values in parameters)))
+        for start in range(0, len(group), size):
+            _train_stack(group[start : start + size])
+
+
+def _trainees(heads: Sequence[Any], X: Any, y: ArrayLike, masks: Sequence[Mask]) -> Iterator[_Trainee]:
     checked: dict[str, tuple[Tensor, NDArray[Any], dict[str, Any]]] = {}
     subsets: dict[tuple[str, bytes], tuple[NDArray[Any], Tensor, Tensor]] = {}
-    trainees = []
     for head, mask in zip(heads, masks, strict=True):
         head._check_settings()
-        dtype = head.dtype
-        checked[dtype] = checked.get(dtype) or _checked(head, X, y)
-        features, labels, seen = checked[dtype]
-        key = dtype, b"" if mask is None else np.asarray(mask).tobytes()
-        subsets[key] = subsets.get(key) or training_rows(labels, mask, features.device)
-        head.classes_, rows, codes = subsets[key]
-        for name, value in seen.items():
-            setattr(head, name, value)
+        if head.dtype not in checked:
+            checked[head.dtype] = _checked(head, X, on_host(y))
+        features, labels, form = checked[head.dtype]
+        subset = head.dtype, b"" if mask is None else np.asarray(mask).tobytes()
+        if subset not in subsets:
+            subsets[subset] = training_rows(labels, mask, features.device)
+        head.classes_, rows, codes = subsets[subset]
+        vars(head).update(form)
         # Two streams, so that heads of different shapes with one seed see the batches in one order.
         seeds = check_random_state(head.random_state).randint(np.iinfo(np.int32).max, size=2)
-        generator, widths = torch.Generator().manual_seed(int(seeds[0])), head._hidden_widths(features.shape[1])
-        network = build_network(features.shape[1], len(head.classes_), head._tuner_recipe(), widths, generator)
-        network.to(head.device, getattr(torch, dtype))
-        trainees.append(Trainee(head, network, features, rows, codes, int(seeds[1])))
-    for head, trainee, curve in zip(heads, trainees, train(trainees), strict=True):
-        head.loss_curve_, head.module_ = curve, trainee.network.eval().cpu()
+        generator, design = torch.Generator().manual_seed(int(seeds[0])), head._design(features.shape[1])
+        network = build_network(features.shape[1], len(head.classes_), design, generator)
+        network.to(head.device, getattr(torch, head.dtype))
+        yield _Trainee(head, design, network, features, rows, codes, int(seeds[1]))
 
 
 def _checked(head: Any, X: Any, y: Any) -> tuple[Tensor, NDArray[Any], dict[str, Any]]:
@@ -103,18 +110,6 @@ def _checked(head: Any, X: Any, y: Any) -> tuple[Tensor, NDArray[Any], dict[str,
     check_classification_targets(labels)
     names = ("n_features_in_", "feature_names_in_")
     return features, labels, {name: getattr(head, name) for name in names if hasattr(head, name)}
-
-
-def train(trainees: Sequence[Trainee]) -> list[list[float]]:
-    """Train networks in place with AdamW and a cosine to 0 per step; return the mean losses of each one's epochs.
-
-    Each has the result that it would have alone but for rounding. Raises InvalidInputError if one diverges.
-    """
-    curves: list[list[float]] = [[] for _ in trainees]
-    for positions in _stacks(trainees):
-        for position, curve in zip(positions, _train_stack([trainees[p] for p in positions]), strict=True):
-            curves[position] = curve
-    return curves
 
 
 def batch_bounds(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
@@ -137,55 +132,52 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaL
     return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2)
 
 
-def _stacks(trainees: Sequence[Trainee]) -> Iterator[list[int]]:
-    """Yield the positions of the heads of each stack."""
-    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for position, trainee in enumerate(trainees):
-        groups[trainee.kind].append(position)
-    for group in groups.values():
-        parameters = trainees[group[0]].network.parameters()
-        size = max(1, _BYTES_TOGETHER // (4 * sum(values.numel() * values.element_size() for values in parameters)))
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _train_stack(trainees: Sequence[Trainee]) -> list[list[float]]:
-    heads, recipe = [trainee.head for trainee in trainees], trainees[0].head._tuner_recipe()
-    num_samples, bounds, epochs = len(trainees[0].rows), trainees[0].bounds, trainees[0].epochs
-    stack = stack_networks([trainee.network for trainee in trainees])
+def _train_stack(trainees: Sequence[_Trainee]) -> None:
+    heads, networks = [trainee.head for trainee in trainees], [trainee.network for trainee in trainees]
+    bounds, epochs = trainees[0].bounds, trainees[0].epochs
+    stack = stack_networks(networks)
     like = stack.classifier.weight
-    term_weights = like.new_tensor([head._term_weights() for head in heads]).T
-    gradients = [torch.zeros_like(parameter) for parameter in stack.parameters()]
-    for parameter, gradient in zip(stack.parameters(), gradients, strict=True):
-        parameter.grad = gradient
+    sizes = like.new_tensor([stop - start for start, stop in bounds])
+    one_each = like.new_ones(len(heads))
     optimizer = _optimizer(stack, [(head.learning_rate, head.weight_decay) for head in heads])
     schedule = cosine_schedule(optimizer, epochs * len(bounds))
-    batches = _batches(trainees, bounds)
-    curves = []
+    loss_of, batches, curves = _loss(stack, trainees), _batches(trainees, like), []
     for epoch in tqdm(range(epochs), disable=not any(head.verbose for head in heads), unit="epoch"):
-        total = like.new_zeros(len(trainees))
-        for _ in bounds:
-            F, codes = next(batches)
-            loss = _losses(stack, F.to(like), codes.to(like.device), recipe, term_weights)
-            for gradient in gradients:
-                gradient.zero_()
-            loss.sum().backward()
+        losses = []
+        for F, codes in islice(batches, len(bounds)):
+            # Gradients that are slices of a stack's stay where they are.
+            optimizer.zero_grad(set_to_none=len(optimizer.param_groups) == 1)
+            loss = loss_of(F, codes)
+            loss.backward(one_each)
             optimizer.step()
             schedule.step()
-            total += loss.detach() * codes.shape[1]
-        curves.append((total / num_samples).tolist())
-        _require_finite(curves[-1], heads, epoch, epochs)
-    unstack_networks(stack, [trainee.network for trainee in trainees])
-    return [list(curve) for curve in zip(*curves, strict=True)]
+            losses.append(loss.detach())
+        curves.append((sizes @ torch.stack(losses) / sizes.sum()).tolist())
+        for head, mean in zip(heads, curves[-1], strict=True):
+            if not math.isfinite(mean):
+                raise InvalidInputError(
+                    f"Expected a finite loss, got {mean} in epoch {epoch + 1} of {epochs}: training diverged. Lower "
+                    f"learning_rate (now {head.learning_rate:g}) or scale the features."
+                )
+    unstack_networks(stack, networks)
+    for head, network, curve in zip(heads, networks, zip(*curves, strict=True), strict=True):
+        head.loss_curve_, head.module_ = list(curve), network.eval().cpu()
 
 
-def _losses(stack: HeadNetwork, F: Tensor, codes: Tensor, recipe: Recipe | None, term_weights: Tensor) -> Tensor:
-    """The loss (H,) of each head on a batch F (H or 1, M, D), codes (H or 1, M); term_weights are (3, H)."""
-    Z, logits = stack(F)
-    codes = codes.expand(logits.shape[:2])
-    loss = functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes).mean(dim=1)
-    if recipe and term_weights.any():
-        loss = loss + (term_weights * stacked_terms(Z, F, recipe)).sum(dim=0)
-    return loss
+def _loss(stack: HeadNetwork, trainees: Sequence[_Trainee]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss (H,) of each head as a function of a batch F (H or 1, M, D) and codes (H or 1, M)."""
+    recipe = trainees[0].design.recipe
+    weights = stack.classifier.weight.new_tensor([trainee.design.weights for trainee in trainees]).T
+    regularised = bool(weights.any())
+
+    def loss_of(F: Tensor, codes: Tensor) -> Tensor:
+        Z, logits = stack(F)
+        codes = codes.expand(logits.shape[:2])
+        losses = functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+        loss = losses.view_as(codes).mean(dim=1)
+        return loss + (weights * stacked_terms(Z, F, recipe)).sum(dim=0) if recipe and regularised else loss
+
+    return loss_of
 
 
 def _optimizer(stack: HeadNetwork, rates: Sequence[tuple[float, float]]) -> torch.optim.Optimizer:
@@ -193,41 +185,37 @@ def _optimizer(stack: HeadNetwork, rates: Sequence[tuple[float, float]]) -> torc
 
     Heads that differ in them are parameter groups of their own, each a slice of the stack and of its gradients.
     """
-    slices = [slice(head, head + 1) for head in range(len(rates))] if len(set(rates)) > 1 else [slice(None)]
-    groups = [
-        {"params": [_view(parameter, part) for parameter in stack.parameters()], "lr": rate, "weight_decay": decay}
-        for part, (rate, decay) in zip(slices, rates, strict=False)
+    groups = [list(stack.parameters())]
+    if len(set(rates)) > 1:
+        for parameter in groups[0]:
+            parameter.grad = torch.zeros_like(parameter)
+        groups = [[_slice(parameter, head) for parameter in groups[0]] for head in range(len(rates))]
+    settings = [
+        {"params": group, "lr": rate, "weight_decay": decay}
+        for group, (rate, decay) in zip(groups, rates, strict=False)
     ]
-    return torch.optim.AdamW(groups, fused=True)  # several times faster than the default, on a CPU too
+    return torch.optim.AdamW(settings, fused=True)  # several times faster than the default, on a CPU too
 
 
-def _view(parameter: Tensor, part: slice) -> nn.Parameter:
-    """Some heads of a stacked parameter, in the same memory, with their gradient."""
-    view = nn.Parameter(parameter.detach()[part])
-    view.grad = None if parameter.grad is None else parameter.grad[part]
+def _slice(parameter: nn.Parameter, head: int) -> nn.Parameter:
+    """One head of a stacked parameter, in the same memory, with its gradient."""
+    view = nn.Parameter(parameter.detach()[head])
+    view.grad = None if parameter.grad is None else parameter.grad[head]
     return view
 
 
-def _batches(trainees: Sequence[Trainee], bounds: list[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(trainees: Sequence[_Trainee], like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield F (H, M, D) and codes (H, M) for ever, in a new order each epoch; H = 1 where all heads see the same."""
-    sources = trainees[:1] if len({trainee.batches_key for trainee in trainees}) == 1 else trainees
+    same = len({(id(trainee.rows), trainee.order_seed) for trainee in trainees}) == 1
+    sources, X = trainees[:1] if same else trainees, trainees[0].X
     generators = [torch.Generator().manual_seed(source.order_seed) for source in sources]
     while True:
-        orders = [
-            torch.randperm(len(source.rows), generator=generator).to(source.rows.device)
-            for source, generator in zip(sources, generators, strict=True)
-        ]
-        for start, stop in bounds:
-            chosen = [order[start:stop] for order in orders]
-            features = [source.X[source.rows[places]] for source, places in zip(sources, chosen, strict=True)]
-            codes = [source.codes[places] for source, places in zip(sources, chosen, strict=True)]
-            yield torch.stack(features), torch.stack(codes)
-
-
-def _require_finite(losses: Sequence[float], heads: Sequence[Any], epoch: int, epochs: int) -> None:
-    for loss, head in zip(losses, heads, strict=True):
-        if not math.isfinite(loss):
-            raise InvalidInputError(
-                f"Expected a finite loss, got {loss} in epoch {epoch + 1} of {epochs}: training diverged. Lower "
-                f"learning_rate (now {head.learning_rate:g}) or scale the features."
-            )
+        drawn: list[tuple[Tensor, Tensor]] = []
+        for source, generator in zip(sources, generators, strict=True):
+            order = torch.randperm(len(source.rows), generator=generator).to(X.device)
+            drawn.append((source.rows[order], source.codes[order]))
+        rows, codes = (torch.stack(columns) for columns in zip(*drawn, strict=True))
+        codes = codes.to(like.device)
+        for start, stop in trainees[0].bounds:
+            chosen = rows[:, start:stop]
+            yield X.index_select(0, chosen.flatten()).unflatten(0, chosen.shape).to(like), codes[:, start:stop]
