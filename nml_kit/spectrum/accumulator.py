@@ -22,6 +22,7 @@ from nml_kit.spectrum.rows import (
     centred_entries,
     check_center,
     check_finite,
+    largest_magnitude,
     matrix_shape,
     real_rows,
 )
@@ -44,7 +45,6 @@ class SpectrumAccumulator:
     Accumulators of parts, filled by several processes (they pickle), merge to that of all rows; the same state
     serves all centrings. Raises InvalidInputError if `num_features` is below 1.
 
-    >>> import numpy as np
     >>> X = np.random.default_rng(0).standard_normal((100, 3))
     >>> first, second = SpectrumAccumulator(3), SpectrumAccumulator(3)
     >>> first.update(X[:60]); second.update(X[60:]); first.merge(second)
@@ -110,9 +110,7 @@ class SpectrumAccumulator:
         # What centring removes is known to be zero: it is no rounding error to worry about.
         rank = min(self.num_samples - (center == "feature"), self.num_features - (center == "sample"))
         resolved = self._values_of_rows(center, rank) if self._gram is None else self._values_of_gram(center, rank)
-        values = np.zeros(min(self.num_samples, self.num_features))
-        values[: len(resolved)] = resolved
-        return values
+        return np.append(resolved, np.zeros(min(self.num_samples, self.num_features) - len(resolved)))
 
     def _values_of_rows(self, center: Center, rank: int) -> FloatArray:
         """With no more rows than columns, from their products with each other, or where those fail their SVD."""
@@ -124,30 +122,23 @@ class SpectrumAccumulator:
         else:
             rows += self._origin
         squares = float(np.einsum("ij,ij->", rows, rows)) if _is_safe(rows) else math.inf
-        if math.isfinite(squares):
-            values = _root_eigenvalues(dsyrk(1.0, rows.T, trans=1, lower=1), squares, rows.shape[1], rank)
-            if values is not None:
-                return values
-        svd: FloatArray = torch.linalg.svdvals(torch.from_numpy(rows)).numpy()
-        return svd[:rank]
+        try:
+            return _root_eigenvalues(dsyrk(1.0, rows.T, trans=1, lower=1), squares, rows.shape[1], rank)
+        except PrecisionLossError:
+            svd: FloatArray = torch.linalg.svdvals(torch.from_numpy(rows)).numpy()
+            return svd[:rank]
 
     def _values_of_gram(self, center: Center, rank: int) -> FloatArray:
-        values = None
-        if self._gram is not None and math.isfinite(self._squares) and _is_safe(self._origin):
-            gram, squares = self._centred_gram(self._gram.copy(order="F"), center)
-            kept = gram.diagonal() != 0  # zero columns add zeros alone
-            gram = gram if kept.all() else np.asfortranarray(gram[np.ix_(kept, kept)])
-            values = _root_eigenvalues(gram, squares, self.num_samples, rank)
-        if values is None:
-            raise PrecisionLossError(
-                f"Expected a spectrum whose SVE and LSVR a Gram matrix gives to {METRIC_TOLERANCE:g}, got values of "
-                f"{self.num_samples} rows that are lost in rounding. Call singular_values(X), which reads X again."
-            )
-        return values
+        if not _is_safe(self._origin):
+            self._squares = math.inf
+        gram, squares = self._centred_gram(center)
+        kept = gram.diagonal() != 0  # zero columns add zeros alone
+        gram = gram if kept.all() else np.asfortranarray(gram[np.ix_(kept, kept)])
+        return _root_eigenvalues(gram, squares, self.num_samples, rank)
 
-    def _centred_gram(self, gram: FloatArray, center: Center) -> tuple[FloatArray, float]:
-        """Turn `gram` into that of the centred matrix; return it and the sum of the squares that it came from."""
-        count, sums, origin = self.num_samples, self._sums, self._origin
+    def _centred_gram(self, center: Center) -> tuple[FloatArray, float]:
+        """The Gram matrix of the centred matrix, and the sum of the squares that it came from."""
+        count, sums, origin, gram = self.num_samples, self._sums, self._origin, self._gram_of_rows().copy(order="F")
         if center == "feature":
             return dsyr(-1.0 / count, sums, a=gram, lower=1, overwrite_a=1), self._squares
         if center == "sample":
@@ -156,22 +147,22 @@ class SpectrumAccumulator:
             means = dsymv(1.0 / len(ones), gram, ones, lower=1)
             gram = dsyr2(-1.0, means - 0.5 * means.mean(), ones, a=gram, lower=1, overwrite_a=1)
             sums, origin = centred_entries(sums), centred_entries(origin)
-        return _shifted(gram, sums, count, origin), self._squares + count * float(origin @ origin)
+        with np.errstate(over="ignore"):
+            return _shifted(gram, sums, count, origin), self._squares + count * float(origin @ origin)
 
     def _add(self, deviations: FloatArray) -> None:
         self.num_samples += len(deviations)
         if self._gram is None and self.num_samples <= self.num_features:
             self._rows.append(deviations)
-            return
-        self._gram_of_rows()
-        self._add_products(deviations)
+        else:
+            self._gram_of_rows()
+            self._add_products(deviations)
 
     def _gram_of_rows(self) -> FloatArray:
         """The Gram matrix; from now on it stands for the rows that were held so far."""
         if self._gram is None:
             self._gram = np.zeros((self.num_features,) * 2, order="F")
-            rows, self._rows = self._rows, []
-            held = np.concatenate(rows) if rows else np.empty((0, self.num_features))
+            held, self._rows = np.concatenate([np.empty((0, self.num_features)), *self._rows]), []
             for start in range(0, len(held), BLOCK_ROWS):  # a product per block, also after updates of a row each
                 self._add_products(held[start : start + BLOCK_ROWS])
         return self._gram
@@ -192,7 +183,7 @@ class SpectrumAccumulator:
 
 def _is_safe(rows: FloatArray) -> bool:
     """Whether squares and their sums neither overflow nor underflow."""
-    largest = max(float(rows.max()), -float(rows.min()))
+    largest = largest_magnitude(rows)
     return largest == 0 or _SAFE_MAGNITUDES[0] <= largest <= _SAFE_MAGNITUDES[1]
 
 
@@ -201,11 +192,17 @@ def _shifted(gram: FloatArray, sums: FloatArray, count: int, offset: FloatArray)
     return dsyr2(1.0, sums + 0.5 * count * offset, offset, a=gram, lower=1, overwrite_a=1)
 
 
-def _root_eigenvalues(gram: FloatArray, squares: float, num_terms: int, rank: int) -> FloatArray | None:
-    """The `rank` largest singular values, descending, or None if the metrics' error could exceed METRIC_TOLERANCE.
+def _root_eigenvalues(gram: FloatArray, squares: float, num_terms: int, rank: int) -> FloatArray:
+    """The `rank` largest singular values, descending; PrecisionLossError if metrics could be off by METRIC_TOLERANCE.
 
     `gram` (n, n) is overwritten; its entries are sums of `num_terms` products.
     """
+    lost = PrecisionLossError(
+        f"Expected a spectrum whose SVE and LSVR a Gram matrix gives to {METRIC_TOLERANCE:g}, got values of "
+        f"{num_terms} rows that are lost in rounding. Call singular_values(X), which reads X again."
+    )
+    if not math.isfinite(squares):
+        raise lost
     rank = min(rank, len(gram))
     if rank == 0 or squares == 0:
         return np.zeros(0)
@@ -214,7 +211,7 @@ def _root_eigenvalues(gram: FloatArray, squares: float, num_terms: int, rank: in
     rounding = max(_LEAST_ROUNDING, _ROUNDING_PER_ROOT_SAMPLE * math.sqrt(num_terms))
     error = rounding * float(np.finfo(np.float64).eps) * squares
     if eigenvalues[-1] < _SMALLEST_RESOLVED * error or _metric_error(eigenvalues, error) > METRIC_TOLERANCE:
-        return None
+        raise lost
     return np.sqrt(eigenvalues)
 
 

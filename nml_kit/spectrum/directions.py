@@ -28,33 +28,18 @@ def singular_directions(X: ArrayLike) -> tuple[Float[np.ndarray, "n r"], Float[n
     return left * values * signs + 0.0, directions * signs[:, None] + 0.0  # + 0.0: no negative zeros
 
 
-def class_separation(loadings: ArrayLike, labels: ArrayLike) -> Float[np.ndarray, " r"]:
-    """Return how well each direction parts the classes: η², the share (fraction) of the variance between classes.
+def class_separation(loadings: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> float:
+    """Return how well one direction parts the classes: η², the share (fraction) of the variance between classes.
 
-    `loadings` (N, r), `labels` (N,). Where nothing varies it is 0. Source: the correlation ratio (Fisher 1925).
+    Where nothing varies it is 0. Source: the correlation ratio (Fisher 1925).
 
-    >>> class_separation([[1.0, 0.0], [1.0, 1.0], [3.0, 0.0], [3.0, 1.0]], [0, 0, 1, 1]).tolist()
-    [1.0, 0.0]
+    >>> class_separation(np.array([1.0, 1.0, 3.0, 3.0]), np.array([0, 0, 1, 1]))
+    1.0
     """
-    loadings = np.asarray(loadings, dtype=np.float64)
-    centred = loadings - loadings.mean(axis=0)
+    centred = loadings - loadings.mean()
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), loadings.shape[1]))
-    np.add.at(sums, codes, centred)
-    between, total = (sums**2 / counts[:, None]).sum(axis=0), (centred**2).sum(axis=0)
-    return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
-
-
-def strongest_samples(loadings: ArrayLike, index: int, count: int) -> NDArray[np.intp]:
-    """Return the `count` samples with the largest absolute loading on direction `index` (from 1), largest first.
-
-    >>> strongest_samples([[1.0], [-3.0], [2.0]], 1, 2).tolist()
-    [1, 2]
-    """
-    loadings = np.asarray(loadings)
-    if not 1 <= index <= loadings.shape[1]:
-        raise InvalidInputError(f"Expected a direction from 1 to {loadings.shape[1]}, got {index}.")
-    return np.argsort(-np.abs(loadings[:, index - 1]), kind="stable")[:count]
+    between, total = (np.bincount(codes, centred) ** 2 / counts).sum(), (centred**2).sum()
+    return float(between / total) if total > 0 else 0.0
 
 
 def described_direction(
@@ -71,7 +56,9 @@ def described_direction(
     >>> described_direction(np.array([[1.0], [3.0], [3.0]]), 1, np.array([0, 1, 1]), ["cat", "dog"], 1)[1:]
     (['dog +3.00'], 'classes make 100% of its variance')
     """
-    strongest = strongest_samples(loadings, index, count)
-    captions = [f"{class_names[labels[row]]} {loadings[row, index - 1]:+.2f}" for row in strongest]
-    separation = class_separation(loadings[:, index - 1 : index], labels)[0]
-    return strongest, captions, f"classes make {separation:.0%} of its variance"
+    if not 1 <= index <= loadings.shape[1]:
+        raise InvalidInputError(f"Expected a direction from 1 to {loadings.shape[1]}, got {index}.")
+    direction = loadings[:, index - 1]
+    strongest = np.argsort(-np.abs(direction), kind="stable")[:count]
+    captions = [f"{class_names[labels[row]]} {direction[row]:+.2f}" for row in strongest]
+    return strongest, captions, f"classes make {class_separation(direction, labels):.0%} of its variance"

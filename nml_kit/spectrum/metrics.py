@@ -6,7 +6,7 @@ Every metric is a pure function of the r singular values σ₁ ≥ … ≥ σ_r 
 """
 
 import math
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,9 @@ def singular_value_entropy(singular_values: ArrayLike) -> float:
     >>> round(singular_value_entropy([1.0, 1.0]), 6)
     0.693147
     """
-    shares = _shares(_spectrum(singular_values))
+    shares = _shares(singular_values)
     positive = shares[shares > 0]
-    return _nonnegative(-(positive * np.log(positive)).sum())
+    return max(-float((positive * np.log(positive)).sum()), 0.0)
 
 
 def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
@@ -44,7 +44,7 @@ def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
     >>> round(largest_singular_value_ratio([2.0, 1.0, 1.0]), 6)
     0.693147
     """
-    return _nonnegative(-np.log(_shares(_spectrum(singular_values))[0]))
+    return max(-float(np.log(_shares(singular_values)[0])), 0.0)
 
 
 def cumulative_energy(singular_values: ArrayLike) -> Float[np.ndarray, " r"]:
@@ -79,8 +79,7 @@ def spectrum_metrics(singular_values: ArrayLike) -> dict[str, float]:
     {'sve': 1.04, 'lsvr': 0.693}
     """
     values = _spectrum(singular_values)
-    sve, eigenvalues = singular_value_entropy(values), np.square(values)
-    shares = _shares(values) + _RANKME_EPSILON
+    sve, eigenvalues, shares = singular_value_entropy(values), np.square(values), _shares(values) + _RANKME_EPSILON
     return {
         "sve": sve,
         "lsvr": largest_singular_value_ratio(values),
@@ -113,11 +112,11 @@ def family_shares(family: str, first_share: float, r: int) -> Float[np.ndarray, 
         return np.append(first_share, np.full(r - 1, (1 - first_share) / (r - 1)))
     if family == "equal directions":
         return np.clip(1 - first_share * np.arange(r), 0, first_share)
-    ranks = np.arange(r)
     if first_share <= 1 / r + 1e-12:
         return np.full(r, 1 / r)
-    decay = brentq(lambda q: (q**ranks).sum() * first_share - 1, 0.0, 1.0, xtol=1e-15)
-    return decay**ranks / (decay**ranks).sum()
+    powers = np.arange(r)
+    decay = brentq(lambda q: (q**powers).sum() * first_share - 1, 0.0, 1.0, xtol=1e-15)
+    return decay**powers / (decay**powers).sum()
 
 
 def family_table(r: int, *, points: int = 60) -> pd.DataFrame:
@@ -129,11 +128,10 @@ def family_table(r: int, *, points: int = 60) -> pd.DataFrame:
     [0.0, 1.04, 2.079]
     """
     rows = []
-    for family in FAMILIES:
-        for lsvr in np.linspace(0, np.log(r), points):
-            first_share = float(np.clip(np.exp(-lsvr), 1 / r, 1))
-            sve = singular_value_entropy(family_shares(family, first_share, r))
-            rows.append({"family": family, "first_share": first_share, "sve": sve, "lsvr": lsvr})
+    for family, lsvr in product(FAMILIES, np.linspace(0, np.log(r), points)):
+        first_share = float(np.clip(np.exp(-lsvr), 1 / r, 1))
+        sve = singular_value_entropy(family_shares(family, first_share, r))
+        rows.append({"family": family, "first_share": first_share, "sve": sve, "lsvr": lsvr})
     return pd.DataFrame(rows)
 
 
@@ -143,12 +141,9 @@ def family_spectra(lsvr: float, r: int) -> pd.DataFrame:
     >>> family_spectra(float(np.log(2)), 4).groupby("family")["share"].max().round(6).tolist()
     [0.5, 0.5, 0.5]
     """
-    first_share, index = float(np.exp(-lsvr)), np.arange(1, r + 1)
-    frames = [
-        pd.DataFrame({"family": family, "index": index, "share": family_shares(family, first_share, r)})
-        for family in FAMILIES
-    ]
-    return pd.concat(frames, ignore_index=True)
+    frame = pd.DataFrame({family: family_shares(family, float(np.exp(-lsvr)), r) for family in FAMILIES})
+    index = range(1, r + 1)
+    return frame.assign(index=index).melt("index", var_name="family", value_name="share")
 
 
 def _alpha_exponent(values: FloatArray) -> float:
@@ -175,19 +170,13 @@ def _spectrum(singular_values: ArrayLike) -> FloatArray:
         raise InvalidInputError(
             f"Expected finite, non-negative singular values, got {values[bad[0]]} at index {bad[0]}."
         )
-    largest = values.max()
-    if largest == 0:
+    if not values.any():
         raise InvalidInputError(
-            "Expected at least one non-zero singular value, got only zeros: "
-            "the matrix is zero, or constant and centred."
+            "Expected a non-zero singular value, got only zeros: the matrix is zero, or constant and centred."
         )
-    return np.sort(values / largest)[::-1]
+    return np.sort(values / values.max())[::-1]
 
 
-def _shares(values: FloatArray) -> FloatArray:
+def _shares(singular_values: ArrayLike) -> FloatArray:
+    values = _spectrum(singular_values)
     return values / values.sum()
-
-
-def _nonnegative(value: Any) -> float:
-    """Turn the −0.0 or −1e-17 that rounding leaves at the lower bound into 0."""
-    return max(float(value), 0.0)

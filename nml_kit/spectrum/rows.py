@@ -24,9 +24,8 @@ class PickedRows:
     """Some rows of a feature matrix, read only when sliced; `row_numbers` is (n,), ascending."""
 
     def __init__(self, X: Any, row_numbers: NDArray[np.intp]) -> None:
-        self.shape = (len(row_numbers), int(X.shape[1]))
-        self._X = X
-        self._row_numbers = row_numbers
+        self.shape = len(row_numbers), int(X.shape[1])
+        self._X, self._row_numbers = X, row_numbers
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         picked = self._row_numbers[rows]
@@ -53,8 +52,6 @@ def matrix_shape(X: Any) -> tuple[int, int]:
 
 def row_slices(X: Any, rows: int) -> Iterator[Any]:
     """The rows of X in slices of `rows` rows, each of them read once."""
-    if rows < 1:
-        raise InvalidInputError(f"Expected chunk_size of at least 1 row, got {rows}.")
     for start in range(0, X.shape[0], rows):
         yield X[start : start + rows]
         release_mapped_pages(X)
@@ -71,11 +68,14 @@ def real_rows(block: Any) -> NDArray[Any]:
     return values
 
 
+def largest_magnitude(rows: NDArray[Any]) -> float:
+    """In one pass each and no temporary; NaN and infinity come through, since they reach the minimum or the maximum."""
+    return max(float(rows.max()), -float(rows.min()))
+
+
 def check_finite(block: NDArray[Any], row_numbers: NDArray[np.intp]) -> None:
     """Raise InvalidInputError that names the first row with an entry that is not finite, or too large to subtract."""
-    # One pass each and no temporary: NaN and inf reach the minimum or the maximum.
-    largest = max(float(block.max()), -float(block.min()))
-    if largest <= _LARGEST_MAGNITUDE:
+    if largest_magnitude(block) <= _LARGEST_MAGNITUDE:
         return
     magnitudes = np.abs(block.astype(np.float64)).max(axis=1)
     bad = int(np.flatnonzero(~(magnitudes <= _LARGEST_MAGNITUDE))[0])

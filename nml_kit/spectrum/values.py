@@ -46,7 +46,6 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     or none once centred. Raises InvalidInputError for NaN or infinite entries (naming the first such row), an X that
     is not two-dimensional, real or is empty, an unknown `center` or a `chunk_size` below 1.
 
-    >>> import numpy as np
     >>> singular_values(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
     array([4., 3.])
     >>> singular_values(np.full((5, 3), 7.0), center="feature")
@@ -54,7 +53,9 @@ def singular_values(X: Any, *, center: Center = "none", chunk_size: int | None =
     """
     matrix_shape(X)
     check_center(center)
-    return _values_by_center(X, (center,), BLOCK_ROWS if chunk_size is None else chunk_size)[center]
+    if chunk_size is not None and chunk_size < 1:
+        raise InvalidInputError(f"Expected chunk_size of at least 1 row, got {chunk_size}.")
+    return _values_by_center(X, (center,), chunk_size or BLOCK_ROWS)[center]
 
 
 def grouped_singular_values(X: Any, groups: ArrayLike, *, center: Center = "none") -> dict[Any, FloatArray]:
@@ -66,18 +67,23 @@ def grouped_singular_values(X: Any, groups: ArrayLike, *, center: Center = "none
     that needs QR): memory is that of `singular_values`, whatever the number of groups. Raises InvalidInputError as
     `singular_values` does, for another number of groups than rows, and for a missing group.
 
-    >>> import numpy as np
     >>> grouped_singular_values(np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]]), ["a", "b", "b"])
     {'a': array([5.]), 'b': array([2., 1.])}
     """
     num_samples, _ = matrix_shape(X)
-    names, positions = _group_positions(groups, num_samples)
-    order = np.argsort(positions, kind="stable")
-    rows_of_groups = np.split(order, np.cumsum(np.bincount(positions))[:-1])
-    return {
-        name: singular_values(PickedRows(X, rows), center=center)
-        for name, rows in zip(names, rows_of_groups, strict=True)
-    }
+    values = np.asarray(groups)
+    if values.shape != (num_samples,):
+        raise InvalidInputError(f"Expected one group per row, shape ({num_samples},), got shape {values.shape}.")
+    missing = np.flatnonzero([value is None or value != value for value in values.tolist()])
+    if missing.size:
+        raise InvalidInputError(f"Expected a group for every row, got none for row {missing[0]}. Drop or name it.")
+    try:
+        names = np.unique(values)
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in values.tolist()})
+        raise InvalidInputError(f"Expected groups of one kind, got {' and '.join(kinds)}. Convert them.") from None
+    rows = {name.item(): np.flatnonzero(values == name) for name in names}
+    return {name: singular_values(PickedRows(X, members), center=center) for name, members in rows.items()}
 
 
 def spectra_of_subsets(
@@ -93,7 +99,6 @@ def spectra_of_subsets(
     would lose precision are the rows of that subset read again, once for each such centring. Raises InvalidInputError
     as `singular_values` does (for rows that are in some subset), and for a mask that is not bool (N,) or has no row.
 
-    >>> import numpy as np
     >>> X = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
     >>> spectra_of_subsets(X, {"first": [True, False, False], "others": [False, True, True]})
     {('first', 'none'): array([5.]), ('others', 'none'): array([2., 1.])}
@@ -151,22 +156,6 @@ def _qr_singular_values(X: Any, center: Center) -> FloatArray:
         factor = factor[:, 1:]
     values: FloatArray = torch.linalg.svdvals(torch.from_numpy(factor)).numpy()
     return values[: min(num_samples, num_features)]
-
-
-def _group_positions(groups: ArrayLike, num_samples: int) -> tuple[list[Any], NDArray[np.intp]]:
-    """The distinct groups, ascending, and for each row the position of its group among them."""
-    values = np.asarray(groups)
-    if values.shape != (num_samples,):
-        raise InvalidInputError(f"Expected one group per row, shape ({num_samples},), got shape {values.shape}.")
-    missing = np.flatnonzero([value is None or value != value for value in values.tolist()])
-    if missing.size:
-        raise InvalidInputError(f"Expected a group for every row, got none for row {missing[0]}. Drop or name it.")
-    try:
-        names, positions = np.unique(values, return_inverse=True)
-    except TypeError:
-        kinds = sorted({type(value).__name__ for value in values.tolist()})
-        raise InvalidInputError(f"Expected groups of one kind, got {' and '.join(kinds)}. Convert them.") from None
-    return names.tolist(), positions
 
 
 def _checked_mask(name: str, mask: Any, num_samples: int) -> NDArray[np.bool_]:
