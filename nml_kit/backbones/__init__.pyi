@@ -17,13 +17,12 @@ from .load import PRETRAINED_KIND as PRETRAINED_KIND
 from .load import load_backbone as load_backbone
 from .load import load_frozen as load_frozen
 from .load import save_frozen as save_frozen
-from .load import untrained_backbone as untrained_backbone
 from .networks import COMPACT_RESNET as COMPACT_RESNET
 from .networks import RemovedClassifier as RemovedClassifier
 from .networks import build_network as build_network
 from .networks import first_width as first_width
 from .networks import seeded as seeded
 from .networks import timm_network as timm_network
-from .text import EmbeddingApi as EmbeddingApi
+from .service import EmbeddingApi as EmbeddingApi
 from .text import SentenceEncoder as SentenceEncoder
 from .transforms import ImageTransform as ImageTransform

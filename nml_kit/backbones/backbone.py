@@ -1,22 +1,28 @@
 """The value that every loader of backbones returns, how a network becomes one, and errors that loaders share."""
 
 import json
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nml_kit.backbones.transforms import Transform
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
 from nml_kit.store import fingerprint
 
+# What reading a file raises that does not hold the weights it should: of its bytes, and of what they should be.
+_BAD_BYTES = (OSError, EOFError, SafetensorError, UnpicklingError, struct.error)
+UNREADABLE = (*_BAD_BYTES, RuntimeError, ValueError, LookupError, AttributeError, TypeError)
 # Activations of more no longer stay in a CPU's caches: EfficientNet-Lite0 takes three times as long a picture.
 _CPU_PIXELS = 8 * 224 * 224
 

@@ -24,15 +24,22 @@ _TEXTS_AT_ONCE = 512
 _OTHER_TEXT = {"hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs"}
 
 
-class ImageTower(nn.Module):
-    """A CLIP model as an encoder of images: the pooled output (N, D) of its image network, before the projection.
-
-    open_clip's own ResNets and ViTs project inside; there the identity takes the place of the projection.
-    """
+class ImageEncoder(nn.Module):
+    """A CLIP model as an encoder of images: `encode_image`, projected and not normalised (N, E)."""
 
     def __init__(self, clip: Any) -> None:
         super().__init__()
         self.clip = clip
+
+    def forward(self, images: Any) -> Any:
+        return self.clip.encode_image(images)
+
+
+class ImageTower(ImageEncoder):
+    """A CLIP model as an encoder of images: the pooled output (N, D) of its image network, before the projection.
+
+    open_clip's own ResNets and ViTs project inside; there the identity takes the place of the projection.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         visual = self.clip.visual
@@ -69,21 +76,6 @@ def is_compact(clip: Any) -> bool:
     return isinstance(getattr(clip.visual, "trunk", None), CompactResNet)
 
 
-class _TimmCompactResNet(CompactResNet):
-    """The compact ResNet without its classifier, with what open_clip asks of an image network of timm."""
-
-    default_cfg: dict[str, Any] = {"pool_size": None}  # noqa: RUF012 (timm's convention)
-
-    def __init__(self, first: int) -> None:
-        super().__init__(num_classes=1, widths=stage_widths(first))
-        self.num_features = stage_widths(first)[-1]
-        self.reset_classifier(0)
-
-    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Return pooled features, the only thing asked for here."""
-        self.fc = nn.Identity()
-
-
 def build_clip(architecture: str, *, seed: int) -> Any:
     """A randomly initialised open_clip model: "clip-compact", "clip-compact:WIDTH", or "open_clip:NAME".
 
@@ -94,20 +86,19 @@ def build_clip(architecture: str, *, seed: int) -> Any:
     >>> sum(p.numel() for p in build_clip("clip-compact", seed=0).visual.trunk.parameters()) // 1000
     1226
     """
-    first = first_width(architecture, CLIP_COMPACT)
     if architecture.startswith(OPEN_CLIP):
-        return _named_model(architecture.removeprefix(OPEN_CLIP), seed)
-    if first is None:
+        config = _plain_config(architecture.removeprefix(OPEN_CLIP))
+    elif (first := first_width(architecture, CLIP_COMPACT)) is not None:
+        config = open_clip_library().get_model_config(CLIP_COMPACT)
+        config["vision_cfg"]["timm_model_name"] = _register_with_timm(first)
+    else:
         raise unknown_name("contrastive architecture", architecture, (*CLIP_PATTERNS, f"{OPEN_CLIP}NAME"))
-    open_clip = open_clip_library()
-    config = open_clip.get_model_config(CLIP_COMPACT)
-    config["vision_cfg"]["timm_model_name"] = _register_with_timm(first)
-    with seeded(seed):
-        return open_clip.CLIP(**config)
+    with seeded(seed):  # by the class: `create_model` would warn of each that starts untrained
+        return open_clip_library().CLIP(**config)
 
 
-def _named_model(name: str, seed: int) -> Any:
-    """A CLIP model of open_clip as its own class makes it: `create_model` would warn of each that starts untrained."""
+def _plain_config(name: str) -> dict[str, Any]:
+    """The configuration of a CLIP model of open_clip that has CLIP's own networks and tokenizer."""
     require_open_clip_name(name)
     config = open_clip_library().get_model_config(name)
     if config.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or config["text_cfg"].keys() & _OTHER_TEXT:
@@ -115,8 +106,7 @@ def _named_model(name: str, seed: int) -> Any:
             f"Expected a plain CLIP model with CLIP's own tokenizer, such as RN50 or ViT-B-16, got {name!r}."
         )
     config["vision_cfg"]["timm_model_pretrained"] = False
-    with seeded(seed):
-        return open_clip_library().CLIP(**config)
+    return config
 
 
 def require_open_clip_name(name: str) -> None:
@@ -189,7 +179,9 @@ def _register_with_timm(first: int) -> str:
     if not timm.is_model(name):
 
         def build(pretrained: bool = False, **_: Any) -> nn.Module:
-            return _TimmCompactResNet(first)
+            network = CompactResNet(num_classes=1, widths=stage_widths(first))
+            network.reset_classifier(0)
+            return network
 
         build.__name__ = name
         timm.models.register_model(build)

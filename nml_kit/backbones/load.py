@@ -14,28 +14,31 @@ from torch import nn
 from nml_kit.backbones.backbone import Backbone, fingerprint_weights, freeze
 from nml_kit.backbones.clip import CLIP_COMPACT, CLIP_PATTERNS, ImageTower, build_clip, image_network
 from nml_kit.backbones.networks import COMPACT_RESNET, build_network, first_width, remove_classifier
-from nml_kit.backbones.packaged import packaged_backbone
-from nml_kit.backbones.text import EmbeddingApi, hub_backbone, sentence_backbone
+from nml_kit.backbones.service import EmbeddingApi
+from nml_kit.backbones.text import hub_backbone, sentence_backbone
 from nml_kit.backbones.transforms import ImageTransform, Transform
-from nml_kit.backbones.vision import RANDOM, file_backbone, open_clip_backbone, timm_backbone, torchvision_backbone
+from nml_kit.backbones.vision import (
+    file_backbone,
+    open_clip_backbone,
+    packaged_backbone,
+    timm_backbone,
+    torchvision_backbone,
+)
 from nml_kit.errors import DataFileError, InvalidInputError, StoreError, unknown_name
 from nml_kit.store import Store, read_tensors, write_tensors
 
-BACKBONE_PATTERNS = (
-    COMPACT_RESNET,
-    f"{COMPACT_RESNET}:WIDTH (a multiple of 8)",
-    *CLIP_PATTERNS,
-    "nml:DIGEST",
-    "packaged:NAME",
-    "torchvision:NAME",
-    "timm:NAME",
-    "open_clip:NAME/TAG",
-    "hf:NAME",
-    "sentence-transformers:NAME",
-    "file:PATH#ARCHITECTURE",
-    "https://HOST/v1/embeddings#MODEL",
-)
 PRETRAINED_KIND = "backbone"
+_LIBRARIES: dict[str, Callable[[str, int, Transform | None], Backbone]] = {
+    "packaged:NAME": packaged_backbone,
+    "torchvision:NAME": torchvision_backbone,
+    "timm:NAME": timm_backbone,
+    "open_clip:NAME/TAG": open_clip_backbone,
+    "hf:NAME": hub_backbone,
+    "sentence-transformers:NAME": sentence_backbone,
+    "file:PATH#ARCHITECTURE": file_backbone,
+}
+_OWN = (COMPACT_RESNET, f"{COMPACT_RESNET}:WIDTH (a multiple of 8)", *CLIP_PATTERNS, "nml:DIGEST")
+BACKBONE_PATTERNS = (*_OWN, *_LIBRARIES, "https://HOST/v1/embeddings#MODEL")
 
 
 def load_backbone(
@@ -82,26 +85,15 @@ def _backbone_by_name(source: str, seed: int, transform: Transform | None, store
         return freeze(source, remove_classifier(network), transform or ImageTransform())
     if first_width(source, CLIP_COMPACT) is not None:
         return freeze(source, ImageTower(build_clip(source, seed=seed)), transform or ImageTransform())
-    seedable = {"torchvision": torchvision_backbone, "timm": timm_backbone, "open_clip": open_clip_backbone}
-    if family in seedable:
-        return seedable[family](source, seed, transform)
-    fixed = {"hf": hub_backbone, "file": file_backbone, "packaged": packaged_backbone}
-    if family in fixed:
-        return fixed[family](source, transform)
-    if family == "sentence-transformers":
-        return sentence_backbone(source)
+    for pattern, load in _LIBRARIES.items():
+        if pattern.startswith(f"{family}:"):
+            return load(source, seed, transform)
     if family in ("http", "https"):
         url, _, model = source.partition("#")
         return EmbeddingApi(url, model).backbone()
     if family == "nml":
         return _pretrained_backbone(name, store or Store())
     raise unknown_name("backbone", source, BACKBONE_PATTERNS)
-
-
-def untrained_backbone(architecture: str, *, seed: int, transform: Transform) -> Backbone:
-    """The network that pre-training of `architecture` starts from, frozen."""
-    of_library = architecture.partition(":")[0] in ("torchvision", "timm")
-    return load_backbone(f"{architecture}/{RANDOM}" if of_library else architecture, seed=seed, transform=transform)
 
 
 def _backbone_of_callable(encode: Callable[[Any], Any], transform: Transform | None, weights: str | None) -> Backbone:
@@ -124,11 +116,10 @@ def _pretrained_backbone(digest: str, store: Store) -> Backbone:
     entry = store.open(PRETRAINED_KIND, matches[0])
     card = entry.card
     architecture, contrastive = card["recipe"]["architecture"], card["objective"] == "contrastive"
-    network = (
-        build_clip(architecture, seed=0)
-        if contrastive
-        else build_network(architecture, num_classes=card["num_classes"], seed=0)
-    )
+    if contrastive:
+        network = build_clip(architecture, seed=0)
+    else:
+        network = build_network(architecture, num_classes=card["num_classes"], seed=0)
     tensors = entry.tensors("weights.safetensors")
     try:
         network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in tensors.items()})

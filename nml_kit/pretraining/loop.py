@@ -33,18 +33,21 @@ class Training:
     epochs: int
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
-        """Train one epoch and return what the history says about it.
+        """Train one epoch and return its mean loss, for the history.
 
         `parallel` is the network wrapped for several processes. Random choices depend on seed and epoch alone.
         """
         raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """What else the history says about the network after an epoch."""
+        return {}
 
 
 def trained_backbone(
     key: dict[str, Any],
     start: Callable[[], Training],
     card: dict[str, Any],
-    *,
     title: str,
     processes: Processes,
     store: Store | None,
@@ -72,15 +75,13 @@ def _train_epochs(
     training: Training, history: History, checkpoint: Path, title: str, processes: Processes, progress: bool
 ) -> None:
     """Train the epochs that `history` has no row of; after each, the leading process writes a checkpoint."""
-    start = len(history)
     with processes.lockstep():
         parallel = processes.data_parallel(training.network)
-    quiet = not (progress and processes.leads)
-    epochs = range(start, training.epochs)
-    for epoch in tqdm(epochs, title, training.epochs, initial=start, unit="epoch", disable=quiet, leave=False):
+    start, bar = len(history), {"unit": "epoch", "disable": not (progress and processes.leads), "leave": False}
+    for epoch in tqdm(range(start, training.epochs), title, training.epochs, initial=start, **bar):
         with processes.lockstep():
-            row = training.train_epoch(parallel, epoch)
-        history.append({"epoch": epoch + 1, **row})
+            row = {"epoch": epoch + 1, **training.train_epoch(parallel, epoch), **training.measures()}
+        history.append(row)
         with processes.agreed():
             if processes.leads:
                 write_checkpoint(checkpoint, training, history)
@@ -115,18 +116,15 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, epoch: float, recipe: Recipe | ContrastiveRecipe) -> None:
-    """Set the rate at `epoch`, which counts fractions of epochs."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(epoch, recipe)
-
-
-def learning_rate_at(epoch: float, recipe: Recipe | ContrastiveRecipe) -> float:
-    """Linear warm-up from a tenth of the rate, then half a cosine to zero."""
+    """Set the rate at `epoch`, which counts fractions: linear warm-up from a tenth, then half a cosine to zero."""
     warmup = min(recipe.warmup_epochs, recipe.epochs / 2)
     if epoch < warmup:
-        return recipe.learning_rate * (0.1 + 0.9 * epoch / warmup)
-    done = (epoch - warmup) / (recipe.epochs - warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        rate = recipe.learning_rate * (0.1 + 0.9 * epoch / warmup)
+    else:
+        done = (epoch - warmup) / (recipe.epochs - warmup)
+        rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

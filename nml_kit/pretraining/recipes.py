@@ -1,6 +1,7 @@
 """Pre-training recipes: named, validated settings, light to import."""
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -184,26 +185,27 @@ class ShardRecipe(_Settings):
         return self
 
 
+AnyRecipe = Recipe | TimmRecipe | ContrastiveRecipe
 # How much noise a network memorises depends on epochs and augmentation; the study varies both together.
 RECIPES = {"light": Recipe(), "memorise": Recipe(epochs=24, max_shift=0)}
 CONTRASTIVE_RECIPES = {"light": ContrastiveRecipe(), "memorise": ContrastiveRecipe(epochs=40, max_shift=0)}
-_MemoryRecipe = TypeVar("_MemoryRecipe", Recipe, ContrastiveRecipe)
 
 
-def resolve_recipe(recipe: str | BaseModel, known: dict[str, _MemoryRecipe]) -> _MemoryRecipe:
-    """The recipe of that name in `known`, which is RECIPES or CONTRASTIVE_RECIPES, or a recipe of that class as it is.
+def resolve_recipe(recipe: str | AnyRecipe, *, contrastive: bool) -> AnyRecipe:
+    """The recipe of that name ("light", "memorise"), or a recipe of the objective as it is.
 
-    Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of another class.
+    Raises UnknownNameError for an unknown name, InvalidInputError for a recipe of the other objective.
 
-    >>> resolve_recipe("memorise", RECIPES).epochs
+    >>> resolve_recipe("memorise", contrastive=False).epochs
     24
     """
-    kind = type(known["light"])
-    if isinstance(recipe, kind):
-        return recipe
-    if not isinstance(recipe, str):
-        noise = "label noise, for supervised" if kind is Recipe else "caption noise, for contrastive"
-        raise InvalidInputError(f"Expected a {kind.__name__} with {noise} pre-training, got a {type(recipe).__name__}.")
-    if recipe not in known:
-        raise unknown_name("pre-training recipe", recipe, known)
-    return known[recipe]
+    known: Mapping[str, AnyRecipe] = CONTRASTIVE_RECIPES if contrastive else RECIPES
+    if isinstance(recipe, str):
+        if recipe not in known:
+            raise unknown_name("pre-training recipe", recipe, known)
+        return known[recipe]
+    if not isinstance(recipe, ContrastiveRecipe if contrastive else (Recipe, TimmRecipe)):
+        supervised = "Recipe with label noise, for supervised"
+        expected = "ContrastiveRecipe with caption noise, for contrastive" if contrastive else supervised
+        raise InvalidInputError(f"Expected a {expected} pre-training, got a {type(recipe).__name__}.")
+    return recipe

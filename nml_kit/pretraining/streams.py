@@ -33,18 +33,14 @@ _MOST_WORKERS = 16
 _COUNTING = np.array([1])
 
 
+@dataclass(eq=False)
 class TaskImages(Dataset[tuple[Tensor, int]]):
     """Images of a task, prepared by `prepare(pixels, place)`, and their labels; `order` has the row at each place."""
 
-    def __init__(
-        self,
-        task: Task,
-        labels: NDArray[np.int64],
-        prepare: Callable[[NDArray[np.uint8], int], Tensor],
-        order: NDArray[np.int64] | None = None,
-    ) -> None:
-        self.task, self.labels, self.prepare = task, labels, prepare
-        self.order = np.arange(len(labels)) if order is None else order
+    task: Task
+    labels: NDArray[np.int64]
+    prepare: Callable[[NDArray[np.uint8], int], Tensor]
+    order: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -67,62 +63,50 @@ def prepared(transform: ImageTransform, pixels: NDArray[np.uint8], _: int) -> Te
     return transform.prepare(pixels[None], torch.device("cpu"))[0]
 
 
-def in_batches(dataset: Dataset[Any], batches: list[list[int]], processes: Processes) -> DataLoader[Any]:
-    """These batches of a data set; loaded in processes beside this one where a GPU trains meanwhile."""
+def loader(data: Dataset[Any], processes: Processes, *, most: int = _MOST_WORKERS, **batching: Any) -> DataLoader[Any]:
+    """A loader; where a GPU trains meanwhile, its workers take this process's share of the cores."""
     on_gpu = processes.device.type == "cuda"
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=loader_workers() if on_gpu else 0,
-        pin_memory=on_gpu,
-        generator=torch.Generator(),  # else the loader draws from, and so changes, torch's global one
-    )
+    share = cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = max(1, min(most, share)) if on_gpu else 0
+    # With a generator of its own: else it draws from, and so changes, torch's global one.
+    return DataLoader(data, num_workers=workers, pin_memory=on_gpu, generator=torch.Generator(), **batching)
 
 
-def loader_workers() -> int:
-    """How many processes load data for this one: its share of the cores."""
-    return max(1, min(_MOST_WORKERS, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+class Shard(NamedTuple):
+    """Where a shard lies, its sha256, and how many pairs it has."""
+
+    path: Path
+    digest: str
+    pairs: int
 
 
-@dataclass(frozen=True)
-class Shards:
-    """Shards in order: where they lie, the sha256 of each, and how many pairs it has."""
-
-    paths: tuple[Path, ...]
-    digests: tuple[str, ...]
-    counts: tuple[int, ...]
-
-
-def survey_shards(pattern: str | Path, processes: Processes) -> Shards:
+def survey_shards(pattern: str | Path, processes: Processes) -> list[Shard]:
     """Read all shards of a brace pattern; processes share them, and what was read is remembered (`remembered`).
 
     Raises DataFileError if one is missing, cut short or has a sample without caption.
     """
+    count = processes.count
     with processes.agreed():
         paths = shard_paths(pattern)
-        own = [_digest_and_count(path) for path in paths[processes.index :: processes.count]]
+        own = [_digest_and_pairs(path) for path in paths[processes.index :: count]]
     parts = processes.gather(own)
-    surveyed = [parts[number % processes.count][number // processes.count] for number in range(len(paths))]
-    digests, counts = zip(*surveyed, strict=True)
-    return Shards(tuple(paths), digests, tuple(map(int, counts)))
+    surveyed = (parts[number % count][number // count] for number in range(len(paths)))
+    return [Shard(path, digest, int(pairs)) for path, (digest, pairs) in zip(paths, surveyed, strict=True)]
 
 
-def _digest_and_count(path: Path) -> list[str]:
-    """The sha256 of a shard and its number of pairs."""
+def _digest_and_pairs(path: Path) -> list[str]:
+    def read() -> str:
+        samples = list(shard_samples(path))
+        bare = [sample.key for sample in samples if sample.caption is None]
+        if bare:
+            raise DataFileError(f"{path}: expected a caption for every image, got none for {bare[0]!r}; add it.")
+        if not samples:
+            raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
+        with path.open("rb") as file:
+            return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {len(samples)}"
+
     absolute = str(path.absolute())
-    return remembered(lambda: stamp_files([absolute], _COUNTING), lambda: _read(path)).split()
-
-
-def _read(path: Path) -> str:
-    count = 0
-    for sample in shard_samples(path):
-        if sample.caption is None:
-            raise DataFileError(f"{path}: expected a caption for every image, got none for {sample.key!r}; add it.")
-        count += 1
-    if count == 0:
-        raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {count}"
+    return remembered(lambda: stamp_files([absolute], _COUNTING), read).split()
 
 
 class Part(NamedTuple):
@@ -133,6 +117,7 @@ class Part(NamedTuple):
     skipped: int
 
 
+@dataclass(eq=False)
 class PairStreams(IterableDataset[Part]):
     """The parts of `steps` batches that some of the streams of an epoch give.
 
@@ -140,19 +125,14 @@ class PairStreams(IterableDataset[Part]):
     millions shall not end the work of days. Raises DataFileError if none of a stream decodes.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        streams: Sequence[int],
-        steps: int,
-        recipe: ShardRecipe,
-        words: tuple[int, int],
-        augment: Callable[[Image.Image], Tensor],
-        length: int,
-    ) -> None:
-        self.paths, self.streams, self.steps, self.recipe = paths, streams, steps, recipe
-        self.words, self.augment, self.length = words, augment, length
-        self.skipped = 0
+    paths: Sequence[Path]
+    streams: Sequence[int]
+    steps: int
+    recipe: ShardRecipe
+    words: tuple[int, int]
+    augment: Callable[[Image.Image], Tensor]
+    length: int
+    skipped: int = 0
 
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
@@ -185,13 +165,11 @@ class PairStreams(IterableDataset[Part]):
                 raise DataFileError(f"{own[0]} and others: expected images, but none decodes: {problem}") from problem
 
 
-def batches_of_streams(dataset: PairStreams, processes: Processes) -> Iterator[Part]:
-    """This process's part of each batch; loaded by workers where a GPU trains meanwhile."""
-    on_gpu = processes.device.type == "cuda"
-    workers = min(loader_workers(), len(dataset.streams)) if on_gpu else 0
-    generator = torch.Generator()
-    chunks = iter(DataLoader(dataset, None, num_workers=workers, pin_memory=on_gpu, generator=generator))
-    while parts := list(islice(chunks, max(1, workers))):  # workers take turns, in order
+def batches_of_streams(streams: PairStreams, processes: Processes) -> Iterator[Part]:
+    """This process's part of each batch."""
+    chunks = loader(streams, processes, most=len(streams.streams), batch_size=None)
+    turns = iter(chunks)
+    while parts := list(islice(turns, max(1, chunks.num_workers))):  # workers take turns, in order
         images, tokens, skipped = zip(*parts, strict=True)
         yield Part(torch.cat(images), torch.cat(tokens), sum(skipped))
 

@@ -8,28 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nml_kit.backbones import PRETRAINED_KIND, Backbone, build_network
+from nml_kit.backbones import (
+    PRETRAINED_KIND,
+    Backbone,
+    ImageTower,
+    build_clip,
+    build_network,
+    freeze,
+    load_backbone,
+)
 from nml_kit.data import Task, noise_fingerprint
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import CaptionNoise, LabelNoise
-from nml_kit.pretraining import loop
-from nml_kit.pretraining.contrastive import ContrastiveTraining
+from nml_kit.pretraining import contrastive, loop
 from nml_kit.pretraining.distributed import Processes, launched_processes
-from nml_kit.pretraining.recipes import (
-    CONTRASTIVE_RECIPES,
-    RECIPES,
-    ContrastiveRecipe,
-    Recipe,
-    TimmRecipe,
-    resolve_recipe,
-)
-from nml_kit.pretraining.timm import TimmTraining
+from nml_kit.pretraining.recipes import AnyRecipe, ContrastiveRecipe, Recipe, ShardRecipe, TimmRecipe, resolve_recipe
+from nml_kit.pretraining.timm import TimmTraining, evaluation_transform
 from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
 PRETRAIN_VERSION = 2
 _EVALUATION_BATCH = 512
-AnyRecipe = Recipe | TimmRecipe | ContrastiveRecipe
 
 
 def pretrain(
@@ -64,37 +63,38 @@ def pretrain(
     >>> backbone.card["noise"]["requested_ratio"], len(backbone.card["history"])
     (0.1, 1)
     """
-    recipe, processes = _resolved(noise, recipe), launched_processes()
-    training = _TRAININGS[type(recipe)]
-    return loop.trained_backbone(
-        _key(task, noise, recipe, seed),
-        partial(training, task, noise, recipe, seed, processes),
-        _card(task, noise, recipe, seed),
-        title=f"pretrain γ={noise.requested_ratio:g} seed={seed}",
-        processes=processes,
-        store=store,
-        progress=progress,
-    )
+    recipe, processes = resolve_recipe(recipe, contrastive=isinstance(noise, CaptionNoise)), launched_processes()
+    start = partial(_TRAININGS[type(recipe)], task, noise, recipe, seed, processes)
+    key, card = _key(task, noise, recipe, seed), _card(task, noise, recipe, seed)
+    title = f"pretrain γ={noise.requested_ratio:g} seed={seed}"
+    return loop.trained_backbone(key, start, card, title, processes, store, progress)
 
 
 def is_pretrained(
     task: Task, noise: LabelNoise | CaptionNoise, *, recipe: str | AnyRecipe, seed: int, store: Store
 ) -> bool:
     """Whether `pretrain` would find its result in the store."""
-    return store.find(PRETRAINED_KIND, _key(task, noise, _resolved(noise, recipe), seed)) is not None
+    recipe = resolve_recipe(recipe, contrastive=isinstance(noise, CaptionNoise))
+    return store.find(PRETRAINED_KIND, _key(task, noise, recipe, seed)) is not None
 
 
-def _resolved(noise: LabelNoise | CaptionNoise, recipe: str | AnyRecipe) -> AnyRecipe:
-    if isinstance(noise, CaptionNoise):
-        return resolve_recipe(recipe, CONTRASTIVE_RECIPES)
-    return recipe if isinstance(recipe, TimmRecipe) else resolve_recipe(recipe, RECIPES)
+def untrained(recipe: AnyRecipe | ShardRecipe, task: Task, *, seed: int) -> Backbone:
+    """The network that pre-training by this recipe starts from, frozen: the baseline of what training adds."""
+    if isinstance(recipe, ShardRecipe):
+        clip = build_clip(recipe.architecture, seed=seed)
+        return freeze(recipe.architecture, ImageTower(clip), contrastive.evaluation_transform(clip))
+    of_library = recipe.architecture.partition(":")[0] in ("torchvision", "timm")
+    name = f"{recipe.architecture}/random" if of_library else recipe.architecture
+    if isinstance(recipe, TimmRecipe):
+        return load_backbone(name, seed=seed, transform=evaluation_transform(recipe))
+    return load_backbone(name, seed=seed, transform=loop.standardising_transform(task.select(split="train")))
 
 
 def _key(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed: int) -> dict[str, Any]:
     """Everything that determines the weights and the history."""
     train, test = _splits(task)
-    contrastive = isinstance(noise, CaptionNoise)
-    kind, clean = ("caption", train.captions.astype(object)) if contrastive else ("label", train.labels)
+    of_captions = isinstance(noise, CaptionNoise)
+    kind, clean = ("caption", train.captions.astype(object)) if of_captions else ("label", train.labels)
     if task.image_data is None or not np.array_equal(noise.clean, clean):
         got = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other {kind}s"
         raise InvalidInputError(
@@ -107,7 +107,7 @@ def _key(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed: 
         "train": train.fingerprint,
         "test": test.fingerprint,
         "test_labels": test.labels,
-        "classes": list(task.class_names) if contrastive else task.num_classes,
+        "classes": list(task.class_names) if of_captions else task.num_classes,
         "noise": noise_fingerprint(noise),
         "recipe": recipe.model_dump(),
         "seed": seed,
@@ -124,14 +124,8 @@ def _card(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed:
     """What one needs to know about the network, its transform and history apart."""
     objective, kind = ("supervised", noise.kind) if isinstance(noise, LabelNoise) else ("contrastive", "exchange")
     record = {name: getattr(noise, name) for name in ("seed", "requested_ratio", "realised_ratio")}
-    return {
-        "objective": objective,
-        "task": task.name,
-        "num_classes": task.num_classes,
-        "recipe": recipe.model_dump(),
-        "seed": seed,
-        "noise": {"fingerprint": noise_fingerprint(noise), "kind": kind, **record},
-    }
+    card = {"objective": objective, "task": task.name, "num_classes": task.num_classes, "recipe": recipe.model_dump()}
+    return card | {"seed": seed, "noise": {"fingerprint": noise_fingerprint(noise), "kind": kind, **record}}
 
 
 class SupervisedTraining(loop.Training):
@@ -152,9 +146,8 @@ class SupervisedTraining(loop.Training):
         """Train this network, by Nesterov SGD that decays weight matrices only."""
         recipe, self.network = self.recipe, network
         groups = loop.decay_groups(network, recipe.weight_decay)
-        self.optimizer = torch.optim.SGD(
-            groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True, fused=True
-        )
+        rate, momentum = recipe.learning_rate, recipe.momentum
+        self.optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, fused=True)
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """Train one epoch.
@@ -182,7 +175,11 @@ class SupervisedTraining(loop.Training):
                     (loss * processes.count).backward()
                 total += loss.item() * len(rows)
             self.optimizer.step()
-        row = {"loss": processes.sum(total) / sum(map(len, batches)), "test_accuracy": self._accuracy(*self.test)}
+        return {"loss": processes.sum(total) / sum(map(len, batches))}
+
+    def measures(self) -> dict[str, float]:
+        """Accuracy on the clean test split, and the share of flipped labels that the network predicts."""
+        row = {"test_accuracy": self._accuracy(*self.test)}
         return row | {"memorised": self._accuracy(*self.flipped)} if len(self.flipped[0]) else row
 
     def _loss_sum(self, parallel: nn.Module, rows: Tensor, shifts: Tensor) -> Tensor:
@@ -200,4 +197,4 @@ class SupervisedTraining(loop.Training):
         return loop.accuracy(self.network, batches, len(labels), processes, "float32")
 
 
-_TRAININGS = {Recipe: SupervisedTraining, TimmRecipe: TimmTraining, ContrastiveRecipe: ContrastiveTraining}
+_TRAININGS = {Recipe: SupervisedTraining, TimmRecipe: TimmTraining, ContrastiveRecipe: contrastive.ContrastiveTraining}

@@ -20,7 +20,7 @@ from nml_kit.noise import LabelNoise
 from nml_kit.pretraining.distributed import Processes
 from nml_kit.pretraining.loop import Training, accuracy, autocast, seeded_libraries
 from nml_kit.pretraining.recipes import TimmRecipe
-from nml_kit.pretraining.streams import TaskImages, augmented, in_batches, prepared
+from nml_kit.pretraining.streams import TaskImages, augmented, loader, prepared
 
 _EVALUATION_BATCH = 128
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, timm's default
@@ -39,10 +39,13 @@ class TimmTraining(Training):
         _require_full_batches(len(self.train), recipe, processes)
         self.transform, self.epochs = evaluation_transform(recipe), recipe.epochs
         evaluated = partial(prepared, self.transform)
-        self.test = TaskImages(test, test.labels, evaluated)
-        self.flipped = TaskImages(self.train.take(noise.mask), noise.noisy[noise.mask], evaluated)
+        self.test = TaskImages(test, test.labels, evaluated, np.arange(len(test)))
+        self.flipped = TaskImages(self.train, noise.noisy, evaluated, np.flatnonzero(noise.mask))
         self.steps = len(self.train) // recipe.batch_size
-        self.network = _network(recipe, task.num_classes, seed, processes.device)
+        name, depth = recipe.architecture.removeprefix("timm:"), recipe.drop_path
+        with seeded(seed):
+            network = timm_network(name, pretrained=False, num_classes=task.num_classes, drop_path_rate=depth)
+        self.network = network.to(processes.device).to(memory_format=torch.channels_last)
         self.optimizer, self.scheduler = _optimizer(self.network, recipe, self.steps)
         self.augment = _augmentation(recipe)
         self.mix, loss = _targets(recipe, task.num_classes)
@@ -50,10 +53,6 @@ class TimmTraining(Training):
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """Train one epoch; stochastic depth apart, its random choices do not depend on the number of processes."""
-        row = {"loss": self._mean_loss_of_epoch(parallel, epoch), "test_accuracy": self._accuracy(self.test)}
-        return row | {"memorised": self._accuracy(self.flipped)} if len(self.flipped) else row
-
-    def _mean_loss_of_epoch(self, parallel: nn.Module, epoch: int) -> float:
         recipe, processes = self.recipe, self.processes
         augment = partial(augmented, self.augment, (self.seed, epoch))
         images = TaskImages(self.train, self.labels, augment, epoch_order(len(self.train), recipe, self.seed, epoch))
@@ -62,7 +61,7 @@ class TimmTraining(Training):
         share = len(passes[0]) * processes.count / recipe.batch_size  # gradients are averaged over the processes
         self.network.train()
         total = torch.zeros((), dtype=torch.float64, device=processes.device)
-        for number, batch in enumerate(in_batches(images, passes, processes)):
+        for number, batch in enumerate(loader(images, processes, batch_sampler=passes)):
             step, part = divmod(number, recipe.accumulate)
             if part == 0:
                 self.scheduler.step_update(epoch * self.steps + step)
@@ -74,7 +73,12 @@ class TimmTraining(Training):
             if last:
                 self.optimizer.step()
             total += loss.detach().double() * len(batch[1])
-        return processes.sum(total.item()) / len(used)
+        return {"loss": processes.sum(total.item()) / len(used)}
+
+    def measures(self) -> dict[str, float]:
+        """As those of `SupervisedTraining`."""
+        row = {"test_accuracy": self._accuracy(self.test)}
+        return row | {"memorised": self._accuracy(self.flipped)} if len(self.flipped) else row
 
     def _mean_loss(self, parallel: nn.Module, batch: tuple[Tensor, Tensor], words: tuple[int, ...]) -> Tensor:
         processes, (images, labels) = self.processes, batch
@@ -90,7 +94,7 @@ class TimmTraining(Training):
     def _accuracy(self, images: TaskImages) -> float:
         batches = np.array_split(np.arange(len(images)), -(-len(images) // _EVALUATION_BATCH))
         own = [rows.tolist() for rows in batches[self.processes.index :: self.processes.count]]
-        loaded = in_batches(images, own, self.processes)
+        loaded = loader(images, self.processes, batch_sampler=own)
         return accuracy(self.network, loaded, len(images), self.processes, self.recipe.precision)
 
 
@@ -129,13 +133,6 @@ def _require_full_batches(count: int, recipe: TimmRecipe, processes: Processes) 
             f"Expected at least one batch of {recipe.batch_size} train images, and a pair of images for each process "
             f"in a pass, got {count} images and {pairs} pairs for {processes.count} processes; set another batch_size."
         )
-
-
-def _network(recipe: TimmRecipe, num_classes: int, seed: int, device: torch.device) -> nn.Module:
-    name = recipe.architecture.removeprefix("timm:")
-    with seeded(seed):
-        network = timm_network(name, pretrained=False, num_classes=num_classes, drop_path_rate=recipe.drop_path)
-    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def _optimizer(network: nn.Module, recipe: TimmRecipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, get_args
 import numpy as np
 from jaxtyping import Float
 
-from nml_kit.backbones import Backbone, untrained_backbone
+from nml_kit.backbones import Backbone
 from nml_kit.data import RECORD, Task, datasets_dir, inject_caption_noise_into_shards, load_task, select_rows
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.features import (
@@ -27,14 +27,12 @@ from nml_kit.pretraining import (
     Recipe,
     ShardRecipe,
     TimmRecipe,
-    evaluation_transform,
     in_parallel,
     is_pretrained,
     is_pretrained_on_shards,
     pretrain,
     pretrain_on_shards,
-    standardising_transform,
-    untrained_on_shards,
+    untrained,
 )
 from nml_kit.store import Store, fingerprint
 from nml_kit.study.profile import Objective, Profile
@@ -129,7 +127,7 @@ def pretrained_backbone(
     """
     recipe, ratio, seed = pretraining_recipe(profile, origin.objective), origin.ratio, origin.seed
     if np.isnan(ratio):
-        return _untrained(recipe, task, seed)
+        return untrained(recipe, task, seed=seed)
     if not isinstance(recipe, ShardRecipe):
         record = _noise(profile, task, origin, noise)
         return pretrain(task, record, recipe=recipe, seed=seed, store=store, progress=progress)
@@ -154,16 +152,6 @@ def is_origin_stored(
         is_made = origin.ratio == 0 or (noisy.parent / RECORD).exists()
         return is_made and is_pretrained_on_shards(noisy, recipe=recipe, seed=seed, store=store)
     return is_pretrained(task, _noise(profile, task, origin, noise), recipe=recipe, seed=seed, store=store)
-
-
-def _untrained(recipe: AnyRecipe, task: Task, seed: int) -> Backbone:
-    if isinstance(recipe, ShardRecipe):
-        return untrained_on_shards(recipe, seed=seed)
-    if isinstance(recipe, TimmRecipe):
-        transform = evaluation_transform(recipe)
-    else:
-        transform = standardising_transform(task.select(split="train"))
-    return untrained_backbone(recipe.architecture, seed=seed, transform=transform)
 
 
 def _shards(profile: Profile, origin: Origin, store: Store) -> tuple[Path, Path]:

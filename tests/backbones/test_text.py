@@ -10,7 +10,7 @@ import pytest
 
 from nml_kit import Store, Task, extract_features, load_backbone
 from nml_kit.backbones import EmbeddingApi
-from nml_kit.backbones.text import KEY_VARIABLE
+from nml_kit.backbones.service import KEY_VARIABLE
 from nml_kit.errors import InvalidInputError, ServiceError
 
 pytest.importorskip("openai", reason="needs nml_kit[api]")

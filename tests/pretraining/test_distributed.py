@@ -92,19 +92,24 @@ def test_processes_that_ask_for_different_things_are_told_so(two):
         assert "InvalidInputError: Expected the same task, noise, recipe, backbone" in report["errors"]["different"]
 
 
-def test_killed_at_work_it_ends_and_goes_on_with_another_number_of_processes(alone, tmp_path):
-    store = Store(tmp_path / "store")
+def test_failed_and_killed_at_work_it_ends_and_goes_on_with_another_number_of_processes(alone, tmp_path, monkeypatch):
+    store, reports = Store(tmp_path / "store"), tmp_path / "reports"
     started = time.monotonic()
-    assert launch(2, "kill-extraction", store, tmp_path / "first").returncode != 0
+    assert launch(2, "broken", store, reports).returncode != 0
     assert time.monotonic() - started < 60
     assert list(store.entries()) == []
+    zero, one = (json.loads((reports / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert zero == "StoreError: the disk is full"
+    assert one == f"ProcessFailedError: Stopped, because of an error in process 0 of 2: {zero}"
     finished = {path.name for path in store.root.glob("work/*/shard-*")}
     assert {"shard-000000000.safetensors", "shard-000000020.safetensors"} <= finished
     assert len(finished) < 5
 
-    assert launch(3, "go-on", store, tmp_path / "second").returncode != 0  # killed again, while it pre-trains
-    encoded = [path.read_text(encoding="utf-8").split() for path in (tmp_path / "second").iterdir()]
-    assert sum(map(len, encoded)) == 5 - len(finished)
+    monkeypatch.setattr(features_module, "SHARD_ROWS", together.SHARD_ROWS)
+    alone_again = tmp_path / "alone again"
+    alone_again.mkdir()
+    together.extract(store, alone_again)
+    assert len((alone_again / "0.txt").read_text(encoding="utf-8").split()) == 5 - len(finished)
     (values,) = (read_tensors(info.path / "features.safetensors")["values"] for info in store.entries("features"))
     np.testing.assert_array_equal(values, together.first_pixels(together.TASK.images))
 

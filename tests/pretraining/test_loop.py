@@ -23,7 +23,7 @@ LABELS = inject_label_noise(TRAIN.labels, 0.2, num_classes=4, seed=0, ids=TRAIN.
 CAPTIONS = inject_caption_noise(TRAIN.captions.tolist(), 0.2, seed=0, ids=TRAIN.ids)
 QUICK = Recipe(architecture="compact-resnet:8", epochs=3, batch_size=12)
 PAIRS = ContrastiveRecipe(architecture="clip-compact:8", epochs=3, batch_size=8)
-KILLS = 20
+KILLS = 6
 
 
 def labels(data, store, recipe=QUICK):
@@ -63,7 +63,7 @@ def test_interrupted_after_every_epoch_it_ends_with_the_same_bytes(train, data, 
 
 def train_extract_and_probe(root):
     store = Store(root)
-    backbone = labels(None, store, Recipe(epochs=60, batch_size=12, learning_rate=0.05))
+    backbone = labels(None, store, Recipe(architecture="compact-resnet:8", epochs=40, batch_size=12))
     features = extract_features(TASK, backbone, store=store, progress=False)
     head = LinearProbe(epochs=2, random_state=0)
     request = Request(features, in_domain_fold(TASK.name), {"LP": head}, "LP")
@@ -74,7 +74,7 @@ def train_extract_and_probe(root):
 
 
 @pytest.mark.timeout(300)
-def test_killed_twenty_times_gives_the_same_rows(tmp_path):
+def test_killed_six_times_gives_the_same_rows(tmp_path):
     started = time.monotonic()
     expected = train_extract_and_probe(tmp_path / "undisturbed")
     duration = time.monotonic() - started
@@ -85,7 +85,7 @@ def test_killed_twenty_times_gives_the_same_rows(tmp_path):
     while killed < KILLS:  # the delays add up to about one undisturbed run
         child = context.Process(target=train_extract_and_probe, args=(tmp_path / "killed",))
         child.start()
-        time.sleep(moments.uniform(0, duration / 10))
+        time.sleep(moments.uniform(0, duration / 4))
         if not child.is_alive():
             break
         child.kill()

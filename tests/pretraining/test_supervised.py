@@ -8,13 +8,13 @@ import torch
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.noise import inject_label_noise
 from nml_kit.pretraining import Recipe, draw_shifts, launched_processes, pretrain, shift_images
-from nml_kit.pretraining.loop import learning_rate_at
+from nml_kit.pretraining.loop import set_learning_rate
 from nml_kit.pretraining.recipes import CONTRASTIVE_RECIPES, RECIPES, resolve_recipe
 from nml_kit.pretraining.supervised import SupervisedTraining
 from nml_kit.store import Store
 from tests.conftest import make_task
 
-QUICK = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
+QUICK = Recipe(architecture="compact-resnet:8", epochs=2, batch_size=16, learning_rate=0.05)
 
 
 def noise_for(task, ratio, seed=0):
@@ -32,14 +32,14 @@ def weights_bytes(store):
 
 
 def test_learns_what_can_be_learned(task, store):
-    card = run(task, store, recipe=Recipe(epochs=6, batch_size=16, learning_rate=0.05)).card
+    card = run(task, store, recipe=QUICK.model_copy(update={"epochs": 8})).card
     assert card["history"][-1]["test_accuracy"] >= 0.9
     assert card["history"][-1]["loss"] < card["history"][0]["loss"]
 
 
 def test_memorised_share_is_high_only_where_flips_can_be_memorised(tmp_path):
     few = make_task(per_class=8)
-    shared = {"batch_size": 12, "learning_rate": 0.05}
+    shared = {"architecture": "compact-resnet:16", "batch_size": 12, "learning_rate": 0.05}
     light = run(few, Store(tmp_path / "a"), ratio=0.25, recipe=Recipe(epochs=1, **shared))
     long = run(few, Store(tmp_path / "b"), ratio=0.25, recipe=Recipe(epochs=40, max_shift=0, **shared))
     assert long.card["history"][-1]["memorised"] > 0.8 > light.card["history"][-1]["memorised"]
@@ -59,7 +59,7 @@ def test_same_request_gives_the_same_bytes_and_is_trained_once(task, tmp_path):
 
 def test_global_random_state_is_left_alone(task, store):
     before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    run(task, store, recipe=Recipe(epochs=1, batch_size=16))
+    run(task, store, recipe=QUICK)
     assert torch.equal(torch.get_rng_state(), before_torch)
     np.testing.assert_array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
 
@@ -90,20 +90,21 @@ def test_noise_of_other_labels_is_refused(task, store):
         pretrain(task, other, seed=0, store=store)
 
 
-@pytest.mark.parametrize("known", [RECIPES, CONTRASTIVE_RECIPES], ids=["labels", "captions"])
-def test_unknown_recipe_names_the_nearest(known):
+@pytest.mark.parametrize("contrastive", [False, True], ids=["labels", "captions"])
+def test_unknown_recipe_names_the_nearest(contrastive):
     with pytest.raises(UnknownNameError, match="Unknown pre-training recipe 'lite': did you mean 'light'"):
-        resolve_recipe("lite", known)
-    assert resolve_recipe("memorise", known) == known["memorise"]
+        resolve_recipe("lite", contrastive=contrastive)
+    known = CONTRASTIVE_RECIPES if contrastive else RECIPES
+    assert resolve_recipe("memorise", contrastive=contrastive) == known["memorise"]
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine():
     recipe = Recipe(epochs=11, warmup_epochs=1, learning_rate=2.0)
-    assert learning_rate_at(0.0, recipe) == pytest.approx(0.2)
-    assert learning_rate_at(1.0, recipe) == pytest.approx(2.0)
-    assert learning_rate_at(6.0, recipe) == pytest.approx(1.0)
-    assert learning_rate_at(11.0, recipe) == pytest.approx(0.0, abs=1e-12)
-    assert learning_rate_at(3.5, recipe) == pytest.approx(1 + math.cos(math.pi / 4))
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    expected = {0.0: 0.2, 1.0: 2.0, 6.0: 1.0, 11.0: 0.0, 3.5: 1 + math.cos(math.pi / 4)}
+    for epoch, rate in expected.items():
+        set_learning_rate(optimizer, epoch, recipe)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-12)
 
 
 def test_shifts_move_whole_images_and_repeat_the_edge():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nml_kit import Recipe, Store, extract_features, inject_label_noise, load_backbone, pretrain
 from nml_kit.backbones import build_network
-from nml_kit.errors import NMLError
+from nml_kit.errors import NMLError, StoreError
 from nml_kit.features import features as features_module
 from nml_kit.pretraining import launched_processes, loop
 from nml_kit.pretraining.supervised import SupervisedTraining
@@ -97,17 +97,21 @@ def extract(store: Store, log: Path, die_at: int | None = None) -> None:
     extract_features(TASK, load_backbone(encode, fingerprint_of_weights="pixels"), store=store, progress=False)
 
 
-def pretrain_until_killed(store: Store) -> None:
-    """Pre-train; the process that writes kills itself after its second checkpoint."""
+def pretrain_until_the_disk_is_full(store: Store) -> str:
+    """Pre-train; the process that writes fails after its second checkpoint. Return the error."""
     write = loop.write_checkpoint
 
-    def write_and_die(path, training, history):
+    def write_and_fail(path, training, history):
         write(path, training, history)
         if len(history) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise StoreError("the disk is full")
 
-    loop.write_checkpoint = write_and_die
-    pretrain(TASK, NOISE, recipe=RECIPE, seed=0, store=store, progress=False)
+    loop.write_checkpoint = write_and_fail
+    try:
+        pretrain(TASK, NOISE, recipe=RECIPE, seed=0, store=store, progress=False)
+    except NMLError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 if __name__ == "__main__":
@@ -115,8 +119,6 @@ if __name__ == "__main__":
     mode, store, reports = sys.argv[1], Store(sys.argv[2]), Path(sys.argv[3])
     if mode == "whole":
         (reports / f"{RANK}.json").write_text(json.dumps(whole(store)), encoding="utf-8")
-    elif mode == "kill-extraction":
+    elif mode == "broken":
+        (reports / f"{RANK}.json").write_text(json.dumps(pretrain_until_the_disk_is_full(store)), encoding="utf-8")
         extract(store, reports, die_at=1)
-    elif mode == "go-on":
-        extract(store, reports)
-        pretrain_until_killed(store)

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nml_kit.backbones import load_backbone
+from nml_kit.backbones import ImageTransform, load_backbone
 from nml_kit.errors import UnknownNameError
-from nml_kit.pretraining import standardising_transform
 from nml_kit.store import Store
 from nml_kit.study import (
     RESULT_COLUMNS,
@@ -34,7 +33,9 @@ def test_the_baseline_is_the_untrained_image_network_with_the_transform_of_train
     task = pretraining_task(profile)
     baseline = pretrained_backbone(profile, task, Origin(RANDOM_BASELINE, 3, "contrastive"))
     images = task.images[:4]
-    start = load_backbone("clip-compact:8", seed=3, transform=standardising_transform(task.select(split="train")))
+    pixels = np.asarray(task.select(split="train").images) / 255
+    mean, std = (getattr(pixels, name)((0, 1, 2)).round(4).tolist() for name in ("mean", "std"))
+    start = load_backbone("clip-compact:8", seed=3, transform=ImageTransform(tuple(mean), tuple(std)))
     torch.testing.assert_close(baseline(images), start(images), rtol=0, atol=0)
     assert baseline(images).shape == (4, 64)
 
