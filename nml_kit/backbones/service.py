@@ -26,9 +26,8 @@ class EmbeddingApi:
     """An embeddings service as an encoder of texts: `url` as "https://host/v1/embeddings", `model` as it names it.
 
     At most `texts_per_request` texts go at once. Busy or broken answers, timeouts of `timeout` seconds and lost
-    connections are tried again by openai's client, `attempts` times in all, after as long as the service says. The key
-    is read from the environment variable NML_API_KEY when it is sent, and kept nowhere.
-    Raises InvalidInputError for another address or one that holds a secret.
+    connections are tried again by openai's client, `attempts` times in all. The key is read from the environment
+    variable NML_API_KEY when it is sent. Raises InvalidInputError for another address or one that holds a secret.
 
     >>> load = EmbeddingApi("https://user:word@host/v1/embeddings", "small")
     Traceback (most recent call last):

@@ -1,8 +1,7 @@
 """Heads on frozen features: linear probe, MLP tuning and NMTune, as scikit-learn classifiers.
 
-N samples, D features, K classes, M samples in a batch. All heads train in torch with AdamW and a cosine to 0,
-from their own random generators: the global random state is neither read nor changed. The same
-`random_state`, data, machine and number of threads give the same bytes.
+N samples, D features, K classes, M samples in a batch. Heads train in torch with AdamW and a cosine to 0, from random
+generators of their own. The same `random_state`, data, machine and number of threads give the same bytes.
 """
 
 import copy
@@ -48,11 +47,10 @@ class _Head(ClassifierMixin, BaseEstimator):
         """Train the head on features X (N, D) and labels y (N,), and return it.
 
         X is an array, tensor or memory-map. Floats of 16, 32 and 64 bits stay as and where they lie, on a disk too:
-        each batch is gathered by index, then converted to `dtype` and moved to `device`. Other dtypes are converted
-        as a whole. y holds any kind of labels. Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of
-        each epoch) and `module_`, the trained network. Raises InvalidInputError for NaN or infinite features, fewer
-        than two classes, settings out of range or a training that diverges, and ValueError when X and y differ in
-        length.
+        each batch is gathered by index, then converted to `dtype` and moved to `device`. y holds any kind of labels.
+        Sets `classes_` (K,), `n_features_in_`, `loss_curve_` (mean loss of each epoch) and `module_`, the trained
+        network. Raises InvalidInputError for NaN or infinite features, fewer than two classes, settings out of range
+        or a training that diverges, and ValueError when X and y differ in length.
         """
         fit_together([self], X, y, [None])
         return self
@@ -102,12 +100,11 @@ class LinearProbe(_Head):
     """Linear probe (LP): a linear classifier on the features as they are, trained with cross-entropy.
 
     Kaiming-uniform weights, zero bias, no feature normalisation; defaults are those of the authors' commands.
-
-    epochs: passes over the data; None is 30, or more where 30 would give fewer than 500 steps (N ≤ 1,066 at
-    batch 64), too few to leave the random start. batch_size: samples per step, at least 2; a last batch of
-    one sample joins the one before. learning_rate: at the start, cosine to 0 per step. weight_decay: AdamW's.
-    random_state: as in scikit-learn, of weights and order. device, dtype: where and in what ("float32",
-    "float64") to train; predictions are computed in float64. verbose: show a progress bar.
+    epochs: passes over the data; None is 30, or more where 30 would give fewer than 500 steps (N ≤ 1,066 at batch 64),
+    too few to leave the random start. batch_size: samples per step, at least 2; a last batch of one sample joins the
+    one before. learning_rate: at the start, cosine to 0 per step. weight_decay: AdamW's. random_state: as in
+    scikit-learn, of weights and order. device, dtype: where and in what ("float32", "float64") to train; predictions
+    are computed in float64. verbose: show a progress bar.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
@@ -123,11 +120,10 @@ class LinearProbe(_Head):
 class MLPTune(TransformerMixin, _Head):
     """MLP tuning: Z = g(F) with a small MLP g, and a linear classifier on Z, trained with cross-entropy.
 
-    recipe: "paper" has g = Linear(D, h)–ReLU–Linear(h, D) with h = D; "reference" (the authors' code) has
-    g(f) = s ⊙ MLP(f) + f with a learned s (D,) that starts at 1, MLP = Linear(D, h)–BatchNorm–ReLU–Linear(h,
-    D) and h = 4D. hidden: h; None is the recipe's, but at least 64; a tuple holds the widths of several hidden
-    layers, of which () has none: g is then linear in the paper's recipe. Other parameters: see `LinearProbe`.
-    `transform` gives Z.
+    recipe: "paper" has g = Linear(D, h)–ReLU–Linear(h, D) with h = D; "reference" (the authors' code) has h = 4D and
+    g(f) = s ⊙ MLP(f) + f with a learned s (D,) that starts at 1, MLP = Linear(D, h)–BatchNorm–ReLU–Linear(h, D).
+    hidden: h; None is the recipe's, but at least 64; a tuple holds the widths of several hidden layers, () has none.
+    Other parameters: see `LinearProbe`. `transform` gives Z.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] * X[:, 1] > 0
@@ -156,10 +152,9 @@ class MLPTune(TransformerMixin, _Head):
 class NMTune(MLPTune):
     """NMTune: MLP tuning whose loss also shapes the features, L = L_CE + w₁·L_MSE + w₂·L_COV + w₃·L_SVD.
 
-    Chen et al., ICLR 2024, section 4.1; the terms are `nmtune_terms` of each batch. weights: None is the
-    recipe's (`TERM_WEIGHTS`: 0.01 on each for "paper"; 1.0, 0.04, 0.001 for "reference"); one number is the
-    paper's λ, the weight of the sum; three numbers weigh (mse, cov, svd). With weights=0 it is `MLPTune`, to
-    the bit. Other parameters: see `MLPTune` and `LinearProbe`.
+    Chen et al., ICLR 2024, section 4.1; the terms are `nmtune_terms` of each batch. weights: None is the recipe's
+    (`TERM_WEIGHTS`); one number is the paper's λ, the weight of the sum; three numbers weigh (mse, cov, svd). With
+    weights=0 it is `MLPTune`, to the bit. Other parameters: see `MLPTune` and `LinearProbe`.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] * X[:, 1] > 0
@@ -180,10 +175,9 @@ def fit_heads(
 
     `sample_masks` has for each head the rows that are its training set, bool (N,), or None for all of them. Heads of
     one shape (class, recipe, width, epochs, batch size, number of samples) train side by side; seeds, weights of the
-    terms, learning rates and weight decays are free. X stays as it lies, as in `fit`, whatever the masks. Each result
-    equals fitting that head alone on its rows, but for rounding, which training amplifies: the probabilities agree to a
-    relative 1e-5 in float64 and to an absolute 2e-3 in float32. The heads passed in stay as they are. Raises what `fit`
-    raises, and InvalidInputError for masks that do not fit X or heads.
+    terms, learning rates and weight decays are free. Each result equals fitting that head alone on its rows, but for
+    rounding, which training amplifies: probabilities agree to a relative 1e-5 in float64, an absolute 2e-3 in float32.
+    Raises what `fit` raises, and InvalidInputError for masks that do not fit X or heads.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] > 0

@@ -49,11 +49,11 @@ def regularisation_path(
 ) -> RegularisationPath:
     """Return the logistic-regression coefficients of every penalty strength in `Cs`, each solved to its minimum.
 
-    X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is
-    (N,) labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4; their
-    order does not matter. tol: ten times what remains of the gradient of the mean loss, for features of unit scale.
-    Warns (`ConvergenceWarning`) where `max_iter` iterations do not suffice. Raises InvalidInputError for NaN or
-    infinite features, fewer than two classes or settings out of range, and ValueError when X and y differ in length.
+    X is (N, D), an array, tensor or memory-map; float64 is computed in float64, anything else in float32. y is (N,)
+    labels of any kind. Cs: inverse penalties, or how many to space evenly in log C from 1e-4 to 1e4. tol: ten times
+    what remains of the gradient of the mean loss, for features of unit scale. Warns (`ConvergenceWarning`) where
+    `max_iter` iterations do not suffice. Raises InvalidInputError for NaN or infinite features, fewer than two classes
+    or settings out of range, and ValueError when X and y differ in length.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = np.where(X[:, 0] + X[:, 1] > 0, "cat", "dog")
@@ -69,13 +69,11 @@ def regularisation_path(
 class ExactLinearProbe(ClassifierMixin, BaseEstimator):
     """Exact linear probe: L2-penalised logistic regression on the features as they are, solved to its minimum.
 
-    C: inverse penalty, as in scikit-learn's `LogisticRegression`. Cs: None takes C; inverse penalties, or how
-    many to space evenly in log C from 1e-4 to 1e4, choose the best of them (C is then not used): the most
-    accurate on a part carved from the training data, of equals the smallest, which is then fitted to all of
-    it. validation_fraction: that part of each class; one sample at least stays for training. tol, max_iter: see
-    `regularisation_path`. random_state: draws the part; nothing else is random.
-
-    `fit` sets `coef_` (K, D) and `intercept_` (K,), or one row if K = 2, `classes_` (K,), `C_`, `n_iter_` (of
+    C: inverse penalty, as in scikit-learn's `LogisticRegression`. Cs: None takes C; inverse penalties, or how many to
+    space evenly in log C from 1e-4 to 1e4, choose the best of them in place of C: the most accurate on a part carved
+    from the training data, of equals the smallest, which is then fitted to all of it. validation_fraction: that part of
+    each class; one sample at least stays for training. tol, max_iter: see `regularisation_path`. random_state: draws
+    the part. `fit` sets `coef_` (K, D) and `intercept_` (K,), or one row if K = 2, `classes_` (K,), `C_`, `n_iter_` (of
     the final fit) and, with Cs, `Cs_` (P,) and `validation_scores_` (P,).
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
@@ -93,11 +91,7 @@ class ExactLinearProbe(ClassifierMixin, BaseEstimator):
     random_state: Any = 0
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Fit the probe to features X (N, D) and labels y (N,), and return it.
-
-        X is an array, tensor or memory-map; float64 is computed in float64, anything else in float32. Warns and
-        raises as `regularisation_path` does.
-        """
+        """Fit the probe to features X (N, D) and labels y (N,), and return it; see `regularisation_path`."""
         require(0 < self.validation_fraction < 1, "a validation_fraction between 0 and 1", self.validation_fraction)
         grid = _grid([self.C] if self.Cs is None else self.Cs)
         X, codes = self._encoded(X, y)

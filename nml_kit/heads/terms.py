@@ -57,12 +57,9 @@ def nmtune_terms(
     the mean of the five largest σ (of all, when there are fewer) in place of σ₁.
 
     All arithmetic is float64: a Gram matrix in float32 loses the small singular values. The terms come back in the
-    dtype of Z, or float32 if that is narrower; gradients in the dtype of their input. Both Z and F receive gradients,
-    once differentiable and finite for every finite batch: singular values with σ² ≤ ε·min(M, D)·σ₁² count as zero
-    and get the zero subgradient, a zero row and an all-zero Z (svd = 0) get a zero gradient.
-
-    Raises InvalidInputError when Z and F are not both (M, D) floating tensors or hold NaN or inf, and
-    UnknownNameError for an unknown recipe.
+    dtype of Z, or float32 if that is narrower. Both Z and F receive gradients, once differentiable and finite for every
+    finite batch: singular values with σ² ≤ ε·min(M, D)·σ₁², zero rows and an all-zero Z (svd = 0) get zero. Raises
+    InvalidInputError when Z and F are not both (M, D) floating tensors or hold NaN or inf.
 
     >>> F = torch.eye(2)
     >>> Z = torch.tensor([[2.0, 0.0], [0.0, 2.0]])

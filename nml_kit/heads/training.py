@@ -35,11 +35,7 @@ _BYTES_TOGETHER = 16 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class _Trainee:
-    """A head to train on the rows (n,) of features X (N, D), with its network.
-
-    X has any float dtype and lies on any device, rows and codes, the labels of these rows in 0 … K−1, lie beside it.
-    The order of the samples in each epoch is drawn from `order_seed`.
-    """
+    """A head, its network, and its training set: rows (n,) of features X (N, D), with labels as codes 0 … K−1 (n,)."""
 
     head: Any
     design: Design

@@ -102,8 +102,7 @@ class ContrastiveTraining(_ClipTraining):
     def measures(self) -> dict[str, float]:
         """Zero-shot accuracy on the clean test split, and the share of the exchanged pairs that are memorised.
 
-        A pair is memorised if the image is nearer (cosine) to the wrong caption that it has than to its own: half
-        of them for a network that knows nothing, none for one that learned what captions mean.
+        A pair is memorised if the image is nearer (cosine) to the wrong caption that it has than to its own.
         """
         self.network.eval()
         classes = class_embeddings(self.network, self.test.class_names, CAPTION_TEMPLATES)
@@ -132,14 +131,12 @@ def pretrain_on_shards(
 ) -> Backbone:
     """The backbone of a CLIP model trained on the WebDataset shards of a brace pattern: from the store, or trained.
 
-    Noise is in the shards; `noise` is what the card shall say about it and counts for nothing. Stored by the bytes
-    of the shards, in the pattern's order, never by their paths: all are read for that, once, and streamed in each
-    epoch. The card's history has, per epoch, the mean loss (nats) and how many pairs were skipped, because their image
-    does not decode. Killed at any moment and called again, it goes on from the last whole epoch and gives the same
-    weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch` started share each batch, which is
-    compared as a whole, and give what one gives up to rounding.
-    Raises DataFileError for shards that are missing, cut short or without captions, InvalidInputError if there are
-    fewer shards than streams, fewer pairs than one batch, or streams that the processes cannot share evenly.
+    Noise is in the shards; `noise` is what the card shall say about it. Stored by the bytes of the shards, in the
+    pattern's order, never by their paths. The card's history has, per epoch, the mean loss (nats) and how many pairs
+    were skipped, because their image does not decode. It resumes as `pretrain` does. Processes that `torchrun` or
+    `accelerate launch` started share each batch, and give what one gives up to rounding. Raises DataFileError for
+    shards that are missing, cut short or without captions, InvalidInputError if there are fewer shards than streams,
+    fewer pairs than one batch, or streams that the processes cannot share evenly.
 
     >>> pretrain_on_shards("none-{0..1}.tar", recipe=ShardRecipe(), seed=0)
     Traceback (most recent call last):

@@ -190,8 +190,7 @@ def launched_processes() -> Processes:
 class BatchStatisticsOfAll(TorchFunctionMode):
     """A block in which `F.batch_norm` in training mode uses mean and variance over all processes' samples.
 
-    torch's SyncBatchNorm needs a GPU; this runs on a CPU too, and leaves timm's layers that normalise and then do more
-    (BatchNormAct2d) as they are, because it replaces the function, not the modules.
+    torch's SyncBatchNorm needs a GPU, and replaces modules, of which timm's do more than normalise.
     """
 
     def __torch_function__(

@@ -18,9 +18,8 @@ class _Settings(BaseModel):
 class Recipe(_Settings):
     """How a network is pre-trained: SGD with Nesterov momentum, linear warm-up, then a cosine schedule to zero.
 
-    `max_shift` moves each image by up to that many pixels each way; 0 means no augmentation.
-    `batch_size` is that of a whole step, whatever the number of processes; `accumulate` divides a step into that many
-    passes to save memory. Batch normalisation then sees one pass at a time; everything else stays as it is.
+    `max_shift` moves each image by up to that many pixels each way; 0 means no augmentation. `batch_size` is that of a
+    step of all processes; `accumulate` divides it into that many passes, each batch-normalised by itself.
 
     >>> Recipe(epochs=3).batch_size
     128
@@ -51,8 +50,8 @@ class ContrastiveRecipe(_Settings):
     """How image-text pairs are trained on: AdamW, linear warm-up, then a cosine schedule to zero.
 
     `betas` and `eps` are those of CLIP's ResNets (Radford et al., 2021, appendix F); gains, biases and the logit scale
-    are spared from weight decay as there. `max_shift` is as in `Recipe`. A batch that is not full is left out: the
-    loss depends on the number of pairs it compares, and all samples still have their turn, in another order each epoch.
+    are spared from weight decay as there. `max_shift` is as in `Recipe`. A batch that is not full is left out, for the
+    loss depends on the number of pairs it compares.
 
     >>> ContrastiveRecipe(epochs=3).architecture
     'clip-compact'
@@ -91,14 +90,12 @@ class TimmRecipe(_Settings):
     """How a timm network is trained on images of any size: as a published procedure says, unless set otherwise.
 
     "A1", "A2" and "A3" are those of Wightman et al. (2021, "ResNet strikes back", table 2) for ResNet-50, "DeiT" that
-    of Touvron et al. (2021, table 9) for ViT-B/16. Which of timm's recipes the authors of Noisy Model Learning used,
-    their paper does not say. Where the procedures are silent, the settings are those of timm's own scripts:
+    of Touvron et al. (2021, table 9) for ViT-B/16. Where they are silent, the settings are those of timm's own scripts:
     `warmup_from` and `floor` (the learning rates at the start and the end), `bce_threshold` (a class counts as present
-    if mixing leaves it more than that; None: its share is the target).
-    `batch_size` is that of a whole step, whatever the number of processes; `accumulate` divides a step into that many
-    passes, each of which is mixed and batch-normalised by itself. `train_size` and `test_size` are pixels, `test_crop`
-    is the share of the resized side that a test image keeps. `drop_path` is stochastic depth, `repeats` how often an
-    image is in an epoch, which stays as long as it was (repeated augmentation).
+    if mixing leaves it more than that; None: its share is the target). `batch_size` and `accumulate` are as in
+    `Recipe`; each pass is mixed by itself too. `train_size` and `test_size` are pixels, `test_crop` is the share of the
+    resized side that a test image keeps, `drop_path` is stochastic depth, `repeats` how often an image is in an epoch,
+    which stays as long as it was (repeated augmentation).
 
     >>> recipe = TimmRecipe(procedure="A3", batch_size=256)
     >>> recipe.epochs, recipe.train_size, recipe.batch_size
@@ -151,14 +148,12 @@ class TimmRecipe(_Settings):
 class ShardRecipe(_Settings):
     """How a CLIP model of open_clip is trained on shards of images and captions: AdamW, warm-up, cosine to zero.
 
-    The defaults are those that open_clip's README documents for RN50 on YFCC15M: on eight GPUs of 128 pairs, learning
-    rate 5e-4, weight decay 0.1, 10,000 steps of warm-up, 32 epochs; with its `betas` and `eps` for ResNets (for a ViT
-    it has 0.98 and 1e-6). Gains, biases and the logit scale are spared from weight decay as there.
-    `architecture` is "open_clip:NAME", or "clip-compact".
-    `streams`: into that many the shards of an epoch are dealt, each with its own order and its own share of every
-    batch; processes and their workers share the streams, so that batches do not depend on how many there are. It must
-    divide `batch_size`, and be divided by the number of processes. `shuffle` is how many samples of a stream are
-    held to draw the next from.
+    The defaults are those that open_clip's README documents for RN50 on YFCC15M, on eight GPUs of 128 pairs, with its
+    `betas` and `eps` for ResNets (for a ViT it has 0.98 and 1e-6). `architecture` is "open_clip:NAME", or
+    "clip-compact". `streams`: into that many the shards of an epoch are dealt, each with its own order and share of
+    every batch, so that batches do not depend on the number of processes and workers, which share the streams. It must
+    divide `batch_size`, and be divided by the number of processes. `shuffle` is how many samples of a stream are held
+    to draw the next from.
 
     >>> ShardRecipe().architecture, ShardRecipe().batch_size
     ('open_clip:RN50', 1024)

@@ -44,17 +44,15 @@ def pretrain(
 
     Label noise: supervised pre-training by a `Recipe`, or by a `TimmRecipe` of images of any size that are read when
     their turn comes; `noise.clean` must equal the train labels (n,), in order. Caption noise: contrastive pre-training
-    by a `ContrastiveRecipe`; `noise.clean` must equal the train captions (n,).
-    The `card` holds objective, recipe, noise and, per epoch, the loss, the accuracy on the clean test split
-    (contrastive: zero-shot) and what is memorised: the share of flipped labels that the network predicts, or of the
-    exchanged captions those that are nearer to the image than its own one; all are fractions. Killed at any moment and
-    called again, it goes on from the last whole epoch and gives the same weights, to the bit on a CPU.
-    Several processes that `torchrun` or `accelerate launch` started divide each batch of a supervised recipe,
-    statistics of batch normalisation included, and give what one gives up to rounding; the device is a GPU if there is
-    one. Contrastive pre-training runs in one process.
-    Raises InvalidInputError if the noise record belongs to other labels or captions, the recipe to the other objective,
-    UnknownNameError for an unknown recipe, ProcessFailedError for an error in another process.
-    Source: the paper's section 2 (one network from scratch per noise ratio).
+    by a `ContrastiveRecipe`; `noise.clean` must equal the train captions (n,). The `card` holds objective, recipe,
+    noise and, per epoch, the loss, the accuracy on the clean test split (contrastive: zero-shot) and what is memorised:
+    the share of flipped labels that the network predicts, or of exchanged captions that are nearer to the image than
+    its own one; all are fractions. Killed at any moment and called again, it goes on from the last whole epoch and
+    gives the same weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch` started divide each
+    batch of a supervised recipe, batch normalisation included, and give what one gives up to rounding; the device is a
+    GPU if there is one. Contrastive pre-training runs in one process. Raises InvalidInputError if the noise record
+    belongs to other labels or captions, the recipe to the other objective, UnknownNameError for an unknown recipe,
+    ProcessFailedError for an error in another process. Source: the paper's section 2.
 
     >>> from nml_kit import Recipe, inject_label_noise, load_task
     >>> task = load_task("digits").limit(train_per_class=20, seed=0)

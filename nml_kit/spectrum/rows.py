@@ -20,21 +20,6 @@ BLOCK_ROWS = 512
 _LARGEST_MAGNITUDE = 1e300  # differences of two such entries are still finite
 
 
-class PickedRows:
-    """Some rows of a feature matrix, read only when sliced; `row_numbers` is (n,), ascending."""
-
-    def __init__(self, X: Any, row_numbers: NDArray[np.intp]) -> None:
-        self.shape = len(row_numbers), int(X.shape[1])
-        self._X, self._row_numbers = X, row_numbers
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        picked = self._row_numbers[rows]
-        block = real_rows(self._X[picked])
-        check_finite(block, picked)
-        release_mapped_pages(self._X)
-        return block
-
-
 def check_center(center: str) -> None:
     if center not in CENTERS:
         raise unknown_name("centring", center, CENTERS)
@@ -50,10 +35,16 @@ def matrix_shape(X: Any) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def row_slices(X: Any, rows: int) -> Iterator[Any]:
-    """The rows of X in slices of `rows` rows, each of them read once."""
-    for start in range(0, X.shape[0], rows):
-        yield X[start : start + rows]
+def row_slices(X: Any, size: int, chosen: NDArray[np.intp] | None = None) -> Iterator[Any]:
+    """The rows of X, or those with the ascending numbers `chosen` (n,), in slices of `size`, each of them read once."""
+    for start in range(0, X.shape[0] if chosen is None else len(chosen), size):
+        if chosen is None:
+            block = X[start : start + size]
+        else:
+            numbers = chosen[start : start + size]
+            block = real_rows(X[numbers])
+            check_finite(block, numbers)  # here their numbers are known
+        yield block
         release_mapped_pages(X)
 
 

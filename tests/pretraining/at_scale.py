@@ -1,11 +1,10 @@
 """What test_large_scale.py runs, alone and in several processes, and the data that it makes for that.
 
-`python -m torch.distributed.run --nproc_per_node 2 -m tests.pretraining.at_scale MODE DATA STORE REPORTS`.
+`python -m torch.distributed.run --nproc_per_node 2 -m tests.pretraining.at_scale DATA STORE REPORTS`.
 """
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from nml_kit.audit import practical_tasks, run_practical
 from nml_kit.backbones import Backbone
 from nml_kit.data import Task
 from nml_kit.noise import LabelNoise
-from nml_kit.pretraining import ShardRecipe, TimmRecipe, loop, pretrain, pretrain_on_shards
+from nml_kit.pretraining import ShardRecipe, TimmRecipe, pretrain, pretrain_on_shards
 from nml_kit.study import Profile
 from tests.miniatures import add_tiny_clips
 
@@ -75,24 +74,10 @@ def text_study(data: Path, store: Store) -> list[dict]:
     return found.rows.to_dict("records")
 
 
-def kill_after(epochs: int) -> None:
-    """Let the process that writes kill itself after the checkpoint of so many epochs of supervised training."""
-    write = loop.write_checkpoint
-
-    def write_and_die(path, training, history):
-        write(path, training, history)
-        if len(history) == epochs:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    loop.write_checkpoint = write_and_die
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    mode, data, store, reports = sys.argv[1], Path(sys.argv[2]), Store(sys.argv[3]), Path(sys.argv[4])
+    data, store, reports = Path(sys.argv[1]), Store(sys.argv[2]), Path(sys.argv[3])
     add_tiny_clips(data / "configs")
-    if mode == "killed":
-        kill_after(1)
     histories = [run(data, store).card["history"] for run in (supervised, contrastive)]
     report = json.dumps({"histories": histories, "studies": studies(store), "texts": text_study(data, store)})
     (reports / f"{RANK}.json").write_text(report, encoding="utf-8")

@@ -99,8 +99,8 @@ def test_failed_and_killed_at_work_it_ends_and_goes_on_with_another_number_of_pr
     assert time.monotonic() - started < 60
     assert list(store.entries()) == []
     zero, one = (json.loads((reports / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert zero == "StoreError: the disk is full"
-    assert one == f"ProcessFailedError: Stopped, because of an error in process 0 of 2: {zero}"
+    assert one == "InvalidInputError: a bad image"
+    assert zero == f"ProcessFailedError: Stopped, because of an error in process 1 of 2: {one}"
     finished = {path.name for path in store.root.glob("work/*/shard-*")}
     assert {"shard-000000000.safetensors", "shard-000000020.safetensors"} <= finished
     assert len(finished) < 5

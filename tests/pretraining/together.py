@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nml_kit import Recipe, Store, extract_features, inject_label_noise, load_backbone, pretrain
 from nml_kit.backbones import build_network
-from nml_kit.errors import NMLError, StoreError
+from nml_kit.errors import InvalidInputError, NMLError
 from nml_kit.features import features as features_module
 from nml_kit.pretraining import launched_processes, loop
 from nml_kit.pretraining.supervised import SupervisedTraining
@@ -83,13 +83,13 @@ def first_pixels(images):
     return images.reshape(len(images), -1)[:, :6].astype(np.float32)
 
 
-def extract(store: Store, log: Path, die_at: int | None = None) -> None:
-    """Extract and log each encoded shard; process 1 kills itself instead of encoding its shard number `die_at`."""
+def extract(store: Store, log: Path, fail_at: int | None = None) -> None:
+    """Extract and log each encoded shard; process 1 fails instead of encoding its shard number `fail_at`."""
     calls = []
 
     def encode(images):
-        if RANK == 1 and len(calls) == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if RANK == 1 and len(calls) == fail_at:
+            raise InvalidInputError("a bad image")
         calls.append(len(images))
         (log / f"{RANK}.txt").write_text("\n".join(map(str, calls)), encoding="utf-8")
         return first_pixels(images)
@@ -97,21 +97,17 @@ def extract(store: Store, log: Path, die_at: int | None = None) -> None:
     extract_features(TASK, load_backbone(encode, fingerprint_of_weights="pixels"), store=store, progress=False)
 
 
-def pretrain_until_the_disk_is_full(store: Store) -> str:
-    """Pre-train; the process that writes fails after its second checkpoint. Return the error."""
+def pretrain_until_killed(store: Store) -> None:
+    """Pre-train; the process that writes kills itself after its second checkpoint."""
     write = loop.write_checkpoint
 
-    def write_and_fail(path, training, history):
+    def write_and_die(path, training, history):
         write(path, training, history)
         if len(history) == 2:
-            raise StoreError("the disk is full")
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.write_checkpoint = write_and_fail
-    try:
-        pretrain(TASK, NOISE, recipe=RECIPE, seed=0, store=store, progress=False)
-    except NMLError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+    loop.write_checkpoint = write_and_die
+    pretrain(TASK, NOISE, recipe=RECIPE, seed=0, store=store, progress=False)
 
 
 if __name__ == "__main__":
@@ -120,5 +116,8 @@ if __name__ == "__main__":
     if mode == "whole":
         (reports / f"{RANK}.json").write_text(json.dumps(whole(store)), encoding="utf-8")
     elif mode == "broken":
-        (reports / f"{RANK}.json").write_text(json.dumps(pretrain_until_the_disk_is_full(store)), encoding="utf-8")
-        extract(store, reports, die_at=1)
+        try:
+            extract(store, reports, fail_at=1)
+        except NMLError as error:
+            (reports / f"{RANK}.json").write_text(json.dumps(f"{type(error).__name__}: {error}"), encoding="utf-8")
+        pretrain_until_killed(store)
