@@ -1,7 +1,6 @@
 from .backbone import Backbone as Backbone
 from .backbone import fingerprint_weights as fingerprint_weights
 from .backbone import freeze as freeze
-from .clip import CLIP_COMPACT as CLIP_COMPACT
 from .clip import ImageTower as ImageTower
 from .clip import build_clip as build_clip
 from .clip import class_embeddings as class_embeddings
@@ -17,10 +16,8 @@ from .load import PRETRAINED_KIND as PRETRAINED_KIND
 from .load import load_backbone as load_backbone
 from .load import load_frozen as load_frozen
 from .load import save_frozen as save_frozen
-from .networks import COMPACT_RESNET as COMPACT_RESNET
 from .networks import RemovedClassifier as RemovedClassifier
 from .networks import build_network as build_network
-from .networks import first_width as first_width
 from .networks import seeded as seeded
 from .networks import timm_network as timm_network
 from .service import EmbeddingApi as EmbeddingApi

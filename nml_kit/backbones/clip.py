@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nml_kit.backbones.backbone import library
-from nml_kit.backbones.networks import CompactResNet, first_width, seeded, stage_widths
+from nml_kit.backbones.networks import CompactResNet, seeded, stage_widths
 from nml_kit.errors import InvalidInputError, unknown_name
 
 CLIP_COMPACT = "clip-compact"
@@ -88,9 +88,9 @@ def build_clip(architecture: str, *, seed: int) -> Any:
     """
     if architecture.startswith(OPEN_CLIP):
         config = _plain_config(architecture.removeprefix(OPEN_CLIP))
-    elif (first := first_width(architecture, CLIP_COMPACT)) is not None:
+    elif widths := stage_widths(architecture, CLIP_COMPACT):
         config = open_clip_library().get_model_config(CLIP_COMPACT)
-        config["vision_cfg"]["timm_model_name"] = _register_with_timm(first)
+        config["vision_cfg"]["timm_model_name"] = _register_with_timm(widths)
     else:
         raise unknown_name("contrastive architecture", architecture, (*CLIP_PATTERNS, f"{OPEN_CLIP}NAME"))
     with seeded(seed):  # by the class: `create_model` would warn of each that starts untrained
@@ -172,14 +172,14 @@ def _tokenizer() -> Any:
     return open_clip_library().get_tokenizer(CLIP_COMPACT)
 
 
-def _register_with_timm(first: int) -> str:
-    """The name by which timm, and so open_clip, makes the compact ResNet of that first width."""
+def _register_with_timm(widths: tuple[int, ...]) -> str:
+    """The name by which timm, and so open_clip, makes the compact ResNet of these widths."""
     timm = library("timm", "models")
-    name = f"nml_compact_resnet_{first}"
+    name = f"nml_compact_resnet_{widths[0]}"
     if not timm.is_model(name):
 
         def build(pretrained: bool = False, **_: Any) -> nn.Module:
-            network = CompactResNet(num_classes=1, widths=stage_widths(first))
+            network = CompactResNet(num_classes=1, widths=widths)
             network.reset_classifier(0)
             return network
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from nml_kit.backbones.backbone import Backbone, fingerprint_weights, freeze
 from nml_kit.backbones.clip import CLIP_COMPACT, CLIP_PATTERNS, ImageTower, build_clip, image_network
-from nml_kit.backbones.networks import COMPACT_RESNET, build_network, first_width, remove_classifier
+from nml_kit.backbones.networks import COMPACT_RESNET, build_network, remove_classifier, stage_widths
 from nml_kit.backbones.service import EmbeddingApi
 from nml_kit.backbones.text import hub_backbone, sentence_backbone
 from nml_kit.backbones.transforms import ImageTransform, Transform
@@ -78,10 +78,10 @@ def load_backbone(
 
 def _backbone_by_name(source: str, seed: int, transform: Transform | None, store: Store | None) -> Backbone:
     family, _, name = source.partition(":")
-    if first_width(source) is not None:
+    if stage_widths(source):
         network = build_network(source, num_classes=2, seed=seed)
         return freeze(source, remove_classifier(network), transform or ImageTransform())
-    if first_width(source, CLIP_COMPACT) is not None:
+    if stage_widths(source, CLIP_COMPACT):
         return freeze(source, ImageTower(build_clip(source, seed=seed)), transform or ImageTransform())
     for pattern, load in _LIBRARIES.items():
         if pattern.startswith(f"{family}:"):
@@ -142,7 +142,7 @@ def save_frozen(backbone: Backbone, path: str | Path) -> None:
     """
     card = dict(backbone.card or {})
     architecture = str(card.get("recipe", {}).get("architecture", "")).replace(CLIP_COMPACT, COMPACT_RESNET)
-    if first_width(architecture) is None or not isinstance(backbone.transform, ImageTransform):
+    if not stage_widths(architecture) or not isinstance(backbone.transform, ImageTransform):
         raise InvalidInputError(
             f"Expected a backbone made by `pretrain` with a compact ResNet, got {backbone.name!r} with recipe "
             f"{card.get('recipe')}; keep others in the files of their own library."

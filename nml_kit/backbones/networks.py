@@ -72,25 +72,15 @@ class CompactResNet(nn.Module):
         self.fc = nn.Identity()
 
 
-def first_width(architecture: str, base: str = COMPACT_RESNET) -> int | None:
-    """Channels of the first of the four stages in the architecture `base` (32) or "`base`:WIDTH"; None for other names.
+def stage_widths(architecture: str, base: str = COMPACT_RESNET) -> tuple[int, ...] | None:
+    """Channels of the four stages, each twice those before, of `base` or "`base`:WIDTH"; None for other names.
 
-    >>> first_width("compact-resnet"), first_width("compact-resnet:24"), first_width("compact-resnet:20")
-    (32, 24, None)
+    >>> stage_widths("compact-resnet"), stage_widths("compact-resnet:24"), stage_widths("compact-resnet:20")
+    ((32, 64, 128, 256), (24, 48, 96, 192), None)
     """
-    if architecture == base:
-        return _DEFAULT_WIDTH
-    match = re.fullmatch(rf"{re.escape(base)}:([1-9][0-9]*)", architecture)
-    return int(match[1]) if match and int(match[1]) % 8 == 0 else None
-
-
-def stage_widths(first: int) -> tuple[int, ...]:
-    """Channels of the stages: each has twice those of the one before.
-
-    >>> stage_widths(24)
-    (24, 48, 96, 192)
-    """
-    return tuple(first * 2**stage for stage in range(4))
+    match = re.fullmatch(rf"{re.escape(base)}(?::([1-9][0-9]*))?", architecture)
+    first = int(match[1] or _DEFAULT_WIDTH) if match else 0
+    return tuple(first * 2**stage for stage in range(4)) if first and first % 8 == 0 else None
 
 
 @contextmanager
@@ -113,8 +103,8 @@ def build_network(architecture: str, *, num_classes: int, seed: int) -> nn.Modul
     """
     family, _, name = architecture.partition(":")
     with seeded(seed):
-        if (first := first_width(architecture)) is not None:
-            return CompactResNet(num_classes, stage_widths(first))
+        if widths := stage_widths(architecture):
+            return CompactResNet(num_classes, widths)
         if family == "torchvision":
             return torchvision_network(name, weights=None, num_classes=num_classes)
         if family == "timm":

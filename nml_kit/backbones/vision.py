@@ -11,9 +11,9 @@ from nml_kit.backbones.backbone import UNREADABLE, Backbone, freeze, library, we
 from nml_kit.backbones.clip import ImageEncoder, open_clip_library, require_open_clip_name
 from nml_kit.backbones.networks import (
     build_network,
-    first_width,
     remove_classifier,
     seeded,
+    stage_widths,
     timm_network,
     torchvision_network,
 )
@@ -118,7 +118,7 @@ def file_backbone(source: str, seed: int, transform: Transform | None) -> Backbo
     """
     path, _, architecture = source.partition(":")[2].partition("#")
     family, _, name = architecture.partition(":")
-    if not path or not (family in ("timm", "torchvision", "open_clip") or first_width(architecture)):
+    if not path or not (family in ("timm", "torchvision", "open_clip") or stage_widths(architecture)):
         raise unknown_name("architecture after '#' in", source, _FILE_ARCHITECTURES)
     if family == "open_clip":
         require_open_clip_name(name)
@@ -139,7 +139,17 @@ def file_backbone(source: str, seed: int, transform: Transform | None) -> Backbo
 
 def _fill(network: nn.Module, path: str, architecture: str, not_used: set[str]) -> None:
     """Set every tensor of the network from a file, which may have those `not_used` besides."""
-    state = _read_state(path)
+    if not Path(path).is_file():
+        raise DataFileError(f"Expected a file of weights at {path}, got nothing there.")
+    try:
+        state = library("timm", "models").models.load_state_dict(path, weights_only=True)
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("not tensors by name")
+    except UNREADABLE as error:
+        raise DataFileError(
+            f"Expected a file of weights, a state_dict without pickled code, at {path}, got {type(error).__name__}: "
+            f"{error}; save it with safetensors."
+        ) from error
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -151,22 +161,6 @@ def _fill(network: nn.Module, path: str, architecture: str, not_used: set[str]) 
             f"({', '.join(missing[:3])}) and with {len(unexpected)} others ({', '.join(unexpected[:3])}); name the "
             "architecture that the file is of."
         )
-
-
-def _read_state(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise DataFileError(f"Expected a file of weights at {path}, got nothing there.")
-    models = library("timm", "models").models
-    try:
-        state = models.load_state_dict(path, weights_only=True)
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("not tensors by name")
-    except UNREADABLE as error:
-        raise DataFileError(
-            f"Expected a file of weights, a state_dict without pickled code, at {path}, got {type(error).__name__}: "
-            f"{error}; save it with safetensors."
-        ) from error
-    return state
 
 
 def packaged_backbone(source: str, seed: int, transform: Transform | None) -> Backbone:
