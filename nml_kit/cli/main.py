@@ -60,6 +60,8 @@ def main(
     ] = False,
 ) -> None:
     """Options for all commands."""
+    # As in `batch/kernel.py`: nbformat imports jsonschema too.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 Param = typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's parameter, in YAML.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,12 @@ class Store:
             lock.release()
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Remembered: to read torch's from its metadata takes as long as to write a small entry."""
+    return {"nml_kit": __version__, "numpy": np.__version__, "torch": version("torch")}
+
+
 def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
     """Complete `staged` with its manifest, make it durable and rename it to `target`."""
     delete_temporaries(staged)
@@ -182,7 +189,7 @@ def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
         "digest": target.name,
         "files": files,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"nml_kit": __version__, "numpy": np.__version__, "torch": version("torch")},
+        "versions": _versions(),
     }
     manifest = json.loads(json_text(manifest))
     write_json(staged / MANIFEST, manifest | {"checksum": fingerprint(manifest)})

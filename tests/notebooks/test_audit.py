@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.one_notebook import NotebookRun
+from tests.pictures import write_class_folders
 
 pytestmark = pytest.mark.timeout(300)
 NML = [sys.executable, "-c", "from nml_kit.cli.main import app; app(prog_name='nml')"]
@@ -57,7 +58,8 @@ def test_a_model_in_a_directory_is_audited_by_its_name_alone(tmp_path):
 
     save_for_hf(timm.create_model("test_resnet", pretrained=False), tmp_path / "model")
     name = f"timm:local-dir:{tmp_path / 'model'}"
-    parameters = {"backbone": name, "data": "digits", "seeds": "[0]", "epochs": "1"}
+    write_class_folders(tmp_path / "pictures", ["cat", "dog", "owl"], ("train", "test"), each=12)
+    parameters = {"backbone": name, "data": str(tmp_path / "pictures"), "seeds": "[0]", "epochs": "1"}
     options = [word for pair in parameters.items() for word in ("-p", "=".join(pair))]
     notebook = Path(__file__).parents[2] / "notebooks" / "audit.ipynb"
     ran = run_audit(tmp_path, str(notebook), "--profile", "small", *options, command="run")
