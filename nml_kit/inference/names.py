@@ -42,4 +42,4 @@ def at_ratio(frame: pd.DataFrame, ratio: float) -> pd.DataFrame:
 
 
 def panel_names(frame: pd.DataFrame) -> list[str]:
-    return [f"{protocol} · {task}" for protocol, task in zip(frame["protocol"], frame["task"], strict=True)]
+    return list(frame["protocol"].astype(str) + " · " + frame["task"].astype(str))
