@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -129,7 +130,7 @@ def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, 
     """`fine_tune` on samples of `task` with their frozen features and labels, where these are known."""
     tuning.check()
     encoder = copy.deepcopy(_network_of(backbone)).to(tuning.device)
-    head = LinearProbe(random_state=tuning.random_state).fit(train.values, train.labels)
+    head = copy.deepcopy(_start(train, tuning.random_state))
     classifier = head.module_.classifier.to(tuning.device)
     network = image_network(encoder).eval().requires_grad_(True)
     adapted = add_adapters(network, tuning.rank, tuning.random_state) if tuning.method == "lora" else None
@@ -144,6 +145,12 @@ def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, 
     name, weights_digest = f"{backbone.name}, {tuning.method} tuning", fingerprint_weights(tuned)
     backbone = replace(backbone, name=name, encode=tuned, fingerprint=weights_digest, card=None)
     return TunedModel(backbone, head, count)
+
+
+@lru_cache(maxsize=1)
+def _start(train: Features, random_state: int) -> LinearProbe:
+    """The linear probe that tuning starts from, remembered: all settings that are compared start alike."""
+    return LinearProbe(random_state=random_state).fit(train.values, train.labels)
 
 
 def _train(
