@@ -23,7 +23,7 @@ def start(shell: Any) -> None:
     parent = os.environ.get("JPY_PARENT_PID")  # not set on Windows
     if parent and int(parent) != os.getppid():
         os._exit(1)  # it was gone before this began
-    # Plotly imports jsonschema to show a figure, which would compile the grammars of a format of links: 2.7 s, measured.
+    # Plotly imports jsonschema to show a figure, which would compile grammars of internet names: 2.7 s, measured.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
         _bound(stream, shell.events)
