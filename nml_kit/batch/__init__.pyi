@@ -15,7 +15,6 @@ from .status import State as State
 from .status import current_status as current_status
 from .status import read_statuses as read_statuses
 from .status import run_lock as run_lock
-from .status import run_statuses as run_statuses
 from .status import write_plan as write_plan
 from .status import write_status as write_status
 from .suites import plan_notebook as plan_notebook

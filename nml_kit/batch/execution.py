@@ -101,7 +101,7 @@ def _executed(
     notebook = read_notebook(waiting.notebook)
     with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    facts = {"state": "running", "started": _now(), "host": socket.gethostname(), "pid": os.getpid()}
+    facts = {"state": "running", "started": datetime.now(UTC), "host": socket.gethostname(), "pid": os.getpid()}
     running = waiting.model_copy(update=facts)
     write_status(running)
     if before is not None:
@@ -117,14 +117,10 @@ def _executed(
     except (OSError, NMLError) as error:  # such as a full disk
         ended = running.ended("failed", f"{type(error).__name__}: {error}")
     made = {name: stamp[0] for name, stamp in _stamps(run_dir).items() if untouched.get(name) != stamp}
-    facts = {"finished": _now(), "seconds": round(time.monotonic() - clock, 2), "files": made}
+    facts = {"finished": datetime.now(UTC), "seconds": round(time.monotonic() - clock, 2), "files": made}
     ended = ended.model_copy(update=facts)
     write_status(ended)
     return ended
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 def _remove_results(before: RunStatus) -> None:

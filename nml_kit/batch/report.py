@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from nml_kit.batch.results import key_result, summary_of_runs
 from nml_kit.batch.status import RunStatus, read_statuses
 from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.pages import figure_title, notebook_page, read_notebook, render, shown_parameters, write_text
+from nml_kit.pages import figure_title, notebook_page, read_notebook, render, shown_parameters
 from nml_kit.store import explained, temporary_beside
 
 PLOTLY_FILE, INDEX = "plotly.min.js", "index.html"
@@ -77,8 +77,8 @@ def _write_site(statuses: list[RunStatus], runs: Path, site: Path) -> None:
         plotly_js="",
         plotly_src=PLOTLY_FILE if any(row["thumbnails"] for row in rows) else None,
     )
-    write_text(site / INDEX, text)
-    write_text(site / PLOTLY_FILE, get_plotlyjs())
+    (site / INDEX).write_text(text, encoding="utf-8")
+    (site / PLOTLY_FILE).write_text(get_plotlyjs(), encoding="utf-8")
 
 
 def _row(status: RunStatus, runs: Path, site: Path) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def _row(status: RunStatus, runs: Path, site: Path) -> dict[str, Any]:
             notebook = read_notebook(status.run_dir / file)
             row["cell_source"] = _failing_source(notebook) if mood != "good" else ""
             above = {"name": status.name, "state": state, "mood": mood, "error": status.error}
-            page = notebook_page(notebook, status.name, plotly_src=PLOTLY_FILE, run=above)
+            page, figures = notebook_page(notebook, status.name, plotly_src=PLOTLY_FILE, run=above)
             row["page"] = _page_name(status.name)
-            write_text(site / row["page"], page.html)
-            row["thumbnails"] = [text for figure in page.figures if (text := _thumbnail(figure))][:_THUMBNAILS]
+            (site / row["page"]).write_text(page, encoding="utf-8")
+            row["thumbnails"] = [text for figure in figures if (text := _thumbnail(figure))][:_THUMBNAILS]
             break
     return row
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import filelock
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 
 from nml_kit.errors import DataFileError, InvalidInputError
 from nml_kit.store import read_json, stays_inside, write_json
@@ -96,8 +96,7 @@ class RunStatus(BaseModel, frozen=True):
         return self.model_dump(mode="json") | {"exit_code": self.exit_code}
 
 
-class _PlanFile(BaseModel, frozen=True):
-    runs: tuple[RunStatus, ...]
+_RUNS = TypeAdapter(list[RunStatus])
 
 
 def run_lock(run_dir: Path) -> filelock.BaseFileLock:
@@ -152,8 +151,8 @@ def write_plan(plan_dir: Path, waiting: Sequence[RunStatus]) -> None:
 def _planned(path: Path) -> list[RunStatus]:
     """The runs of a plan.json; [] if there is none or it is not a plan."""
     try:
-        runs = _PlanFile.model_validate(read_json(path)).runs
-    except (DataFileError, ValidationError):
+        runs = _RUNS.validate_python(read_json(path)["runs"])
+    except (DataFileError, ValidationError, TypeError, LookupError):
         return []
     return [run.model_copy(update={"run_dir": path.parent / run.name, "state": "waiting"}) for run in runs]
 
@@ -175,16 +174,6 @@ def read_statuses(runs: str | Path) -> list[RunStatus]:
     if not statuses:
         raise InvalidInputError(f"Expected runs under {runs}, found none: use `nml run` first.")
     return statuses
-
-
-def run_statuses(runs: str | Path) -> list[RunStatus]:
-    """As `read_statuses`, but none if none is planned yet; raises InvalidInputError if there is no such directory."""
-    if not Path(runs).is_dir():
-        raise InvalidInputError(f"Expected a directory of runs, but there is none at {runs}; check the path.")
-    try:
-        return read_statuses(runs)
-    except InvalidInputError:
-        return []
 
 
 def _visible(runs: Path, name: str) -> list[Path]:

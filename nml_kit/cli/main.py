@@ -87,9 +87,16 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and start nothing.")] = False,
 ) -> None:
     """Run what is not done yet; exit code 0 done, 1 a cell failed, 2 bad input, 3 part failed, 130, 138."""
-    from nml_kit.batch import look_ahead
+    from nml_kit.batch import look_ahead, plan_notebook, plan_suite
 
-    plan = _plan_of(target, runs, profile, param or [], grid or [])
+    params, points = _pairs("-p", param or []), _pairs("--grid", grid or [])
+    if target.suffix not in (".yaml", ".yml"):
+        plan = plan_notebook(target, runs=runs, profile=profile, params=params, grid=points)
+    elif params or points:
+        word = "-p" if params else "--grid"
+        raise InvalidInputError(f"Expected {word} with a notebook, got a suite: write it in the suite file.")
+    else:
+        plan = plan_suite(target, runs=runs, profile=profile)
     if jobs is not None and scheduler:
         raise InvalidInputError(
             "Expected no --jobs: the threads of the scheduler's workers are what runs side by side."
@@ -105,19 +112,6 @@ def run(
         again = shlex.join(["nml", *(word for word in sys.argv[1:] if word != "--force")])
         typer.echo(f"To continue (what is done is kept): {again}", err=True)
     raise typer.Exit(code)
-
-
-def _plan_of(target: Path, runs: Path, profile: str | None, param: list[str], grid: list[str]) -> list[Any]:
-    """The runs of a suite, or of a notebook with its parameters and grid."""
-    from nml_kit.batch import plan_notebook, plan_suite
-
-    params, points = _pairs("-p", param), _pairs("--grid", grid)
-    if target.suffix not in (".yaml", ".yml"):
-        return plan_notebook(target, runs=runs, profile=profile, params=params, grid=points)
-    if param or grid:
-        word = "-p" if param else "--grid"
-        raise InvalidInputError(f"Expected {word} with a notebook, got a suite: write it in the suite file.")
-    return plan_suite(target, runs=runs, profile=profile)
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from .notebook import read_notebook as read_notebook
 from .notebook import render as render
 from .notebook import save_figures as save_figures
 from .notebook import shown_parameters as shown_parameters
-from .notebook import write_text as write_text
 from .parameters import check_parameters as check_parameters
 from .parameters import notebook_choices as notebook_choices
 from .parameters import notebook_parameters as notebook_parameters

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 import nh3
@@ -43,13 +43,6 @@ _TEMPLATE = """
 _LONGEST = 60  # characters of a parameter
 
 
-class Page(NamedTuple):
-    """A notebook as the text of an HTML page, and its figures as plain data, in their order."""
-
-    html: str
-    figures: list[dict[str, Any]]
-
-
 def export_html(notebook_path: str | Path, html_path: str | Path) -> Path:
     """Write the executed notebook as one self-contained HTML file and return its path.
 
@@ -59,9 +52,9 @@ def export_html(notebook_path: str | Path, html_path: str | Path) -> Path:
     DataFileError if the file is not a notebook.
     """
     notebook_path, html_path = Path(notebook_path), Path(html_path)
-    page = notebook_page(read_notebook(notebook_path), notebook_path.stem)
+    page, _ = notebook_page(read_notebook(notebook_path), notebook_path.stem)
     with replacing(html_path) as temporary:
-        write_text(temporary, page.html)
+        temporary.write_text(page, encoding="utf-8")
     return html_path
 
 
@@ -71,7 +64,7 @@ def save_figures(notebook_path: str | Path, image_format: ImageFormat) -> list[P
     Raises DataFileError if the file is not a notebook, and as `save_figure`.
     """
     notebook_path = Path(notebook_path)
-    figures = notebook_page(read_notebook(notebook_path), notebook_path.stem).figures
+    _, figures = notebook_page(read_notebook(notebook_path), notebook_path.stem)
     return [
         save_figure(go.Figure(figure), notebook_path.with_name(f"{notebook_path.stem}-{number}.{image_format}"))
         for number, figure in enumerate(figures, start=1)
@@ -80,9 +73,10 @@ def save_figures(notebook_path: str | Path, image_format: ImageFormat) -> list[P
 
 def notebook_page(
     notebook: NotebookNode, name: str, *, plotly_src: str | None = None, run: Mapping[str, str] | None = None
-) -> Page:
-    """The page of a notebook, which is changed; plotly.js is inside, or is the shared file `plotly_src` beside it.
+) -> tuple[str, list[dict[str, Any]]]:
+    """The page of a notebook, which is changed, and its figures as plain data.
 
+    plotly.js is inside, or is the shared file `plotly_src` beside it.
     `name` is the title of a notebook without a heading. Under the first heading stand the parameters of the run, as the
     notebook's own cells hold them. `run` (name, state, mood, error) becomes the line above the notebook that leads back
     to index.html.
@@ -117,19 +111,17 @@ def notebook_page(
         plotly_js=Markup(get_plotlyjs()) if figures and plotly_src is None else "",  # noqa: S704 (of plotly)
         plotly_src=plotly_src if figures else None,
     )
-    return Page(text, list(figures.values()))
+    return text, list(figures.values())
 
 
 def render(template: str, **context: Any) -> str:
-    """The text of a page from a template of ours, with all values escaped but Markup, and its scripts' nonce."""
-    text = _templates().get_template(template).render(context, nonce="")
-    nonce = hashlib.sha256(text.encode(errors="replace")).hexdigest()  # equal pages are equal; no text can hold its own
-    return _templates().get_template(template).render(context, nonce=nonce)
+    """The text of a page from a template of ours, with all values escaped but Markup, and its scripts' nonce.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; half a surrogate pair, which JSON may hold, becomes a question mark."""
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    Half a surrogate pair, which JSON may hold, becomes a question mark.
+    """
+    page = _templates().get_template(template)
+    nonce = hashlib.sha256(page.render(context, nonce="").encode(errors="replace")).hexdigest()  # none can hold its own
+    return page.render(context, nonce=nonce).encode(errors="replace").decode()
 
 
 @functools.cache

@@ -18,8 +18,9 @@ from nml_kit.batch import (
     longest_in_words,
     progress_in_words,
     progress_table,
-    run_statuses,
+    read_statuses,
 )
+from nml_kit.errors import InvalidInputError
 from nml_kit.plots import found_lines, progress_bars, state_color
 from nml_kit.study import METHODS
 from nml_kit.widgets.explorer import Card, Explorer
@@ -39,6 +40,8 @@ class RunMonitor(Explorer):
 
     def __init__(self, runs: str | Path) -> None:
         self._runs, pick = Path(runs), ipywidgets.Dropdown
+        if not self._runs.is_dir():
+            raise InvalidInputError(f"Expected a directory of runs, but there is none at {runs}; check the path.")
         self._read()
         controls = {
             "state": pick(options=[_ALL, *get_args(State)], description="runs"),
@@ -74,7 +77,11 @@ class RunMonitor(Explorer):
         return progress_bars(self._progress, title="; ".join(filter(None, finding)))
 
     def _read(self) -> None:
-        statuses, self._looked = run_statuses(self._runs), datetime.now(UTC)
+        try:
+            statuses = read_statuses(self._runs)
+        except InvalidInputError:  # there are none yet
+            statuses = []
+        self._looked = datetime.now(UTC)
         self._progress, self._accuracies = progress_table(statuses, now=self._looked), found_accuracies(statuses)
 
     def _ticked(self, _: Any) -> None:

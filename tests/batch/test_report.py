@@ -206,11 +206,11 @@ def test_an_earlier_report_stays_until_the_new_one_is_complete(tmp_path, monkeyp
     index = write_report(tmp_path)
     before = digests(index.parent)
 
-    def full_disk(path: Path, text: str) -> None:
+    def full_disk() -> str:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "write_text", full_disk)
+        patch.setattr(report, "get_plotlyjs", full_disk)
         with pytest.raises(StoreError, match="No space left"):
             write_report(tmp_path)
     assert digests(index.parent) == before

@@ -14,8 +14,8 @@ from nml_kit.batch import (
     accuracy_lines,
     found_accuracies,
     progress_table,
+    read_statuses,
     run_lock,
-    run_statuses,
     write_status,
 )
 from nml_kit.errors import InvalidInputError, UnknownNameError
@@ -98,9 +98,9 @@ def test_a_run_that_lasts_shows_its_seconds_so_far(runs):
     started = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     run_dir = write_run(runs, "d", "running", started=started.isoformat())
     with run_lock(run_dir):
-        table = progress_table(run_statuses(runs), now=started + timedelta(seconds=90))
+        table = progress_table(read_statuses(runs), now=started + timedelta(seconds=90))
     assert table.set_index("run").loc["d", ["state", "seconds"]].tolist() == ["running", 90.0]
-    ended = progress_table(run_statuses(runs), now=started)  # its lock is free, so nothing runs
+    ended = progress_table(read_statuses(runs), now=started)  # its lock is free, so nothing runs
     assert ended.set_index("run").loc["d", "state"] == "interrupted"
 
 
@@ -133,11 +133,11 @@ def test_each_result_counts_once_however_many_runs_wrote_it(runs):
     result_rows().to_parquet(runs / "a" / "rows.parquet")
     other = write_run(runs, "again", "done")
     result_rows(experiment="other", version="2").to_parquet(other / "rows.parquet")
-    found = found_accuracies(run_statuses(runs))
+    found = found_accuracies(read_statuses(runs))
     assert len(found) == 3 * 2 * 2 * 2
     result_rows(profile="demo").to_parquet(other / "rows.parquet")
     os.utime(other / "rows.parquet", ns=(1, 1))
-    lines = accuracy_lines(found_accuracies(run_statuses(runs)), "LP")
+    lines = accuracy_lines(found_accuracies(read_statuses(runs)), "LP")
     assert lines["line"].unique().tolist() == ["demo · supervised · ID", "smoke · supervised · ID"]
 
 
