@@ -1,10 +1,10 @@
 from .report import write_report as write_report
 from .results import accuracy_in_words as accuracy_in_words
 from .results import accuracy_lines as accuracy_lines
-from .results import found_accuracies as found_accuracies
 from .results import longest_in_words as longest_in_words
 from .results import progress_in_words as progress_in_words
 from .results import progress_table as progress_table
+from .results import result_accuracies as result_accuracies
 from .results import summary_of_runs as summary_of_runs
 from .run import PlanRow as PlanRow
 from .run import look_ahead as look_ahead

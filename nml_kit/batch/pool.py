@@ -112,8 +112,9 @@ class Pool:
             return {}
         run, _ = self._tasks[name]
         if not isinstance(news, Future):
-            self._starts[name] += not news
-            self._report(news or f"{run.name} started{' again: who ran it is gone' * (self._starts[name] > 1)}")
+            self._starts[name] += 0 if news else 1
+            again = " again: who ran it is gone" if self._starts[name] > 1 else ""
+            self._report(news or f"{run.name} started{again}")
             return {}
         del self._tasks[name]  # and with it Dask's own memory of the task: it is never computed again
         status = self._result(run, news)

@@ -53,7 +53,7 @@ def longest_in_words(table: pd.DataFrame) -> str:
     return "".join(f"longest: {run}, {seconds:,.1f} s" for run, seconds in longest[["run", "seconds"]].to_numpy())
 
 
-def found_accuracies(statuses: Sequence[RunStatus]) -> pd.DataFrame:
+def result_accuracies(statuses: Sequence[RunStatus]) -> pd.DataFrame:
     """Accuracies of heads on whole, clean training sets in rows.parquet of the done runs, each once.
 
     Columns: profile, objective, protocol, method, task, test_domain, ratio (NaN: random network), seed, value
@@ -67,7 +67,7 @@ def found_accuracies(statuses: Sequence[RunStatus]) -> pd.DataFrame:
 def accuracy_lines(accuracies: pd.DataFrame, method: str) -> pd.DataFrame:
     """Mean accuracy of a method over tasks and seeds at each ratio: line (objective · protocol), ratio, accuracy, n.
 
-    `accuracies` are those of `found_accuracies`; n counts its rows. Lines of several profiles start with their profile.
+    `accuracies` come from `result_accuracies`; n counts its rows. Lines of several profiles start with their profile.
     """
     part = accuracies[(accuracies["method"] == method) & accuracies["ratio"].notna()]
     names = ["profile", "objective", "protocol"][part["profile"].nunique() < 2 :]

@@ -140,8 +140,11 @@ def _show_plan(rows: list[Any], jobs: int) -> None:
     timed = [seconds for seconds in todo if seconds is not None]
     total = max([*timed, sum(timed) / max(len(timed), 1) * len(todo) / jobs])
     about = f"about {total:.0f} s" if total < 100 else f"about {total / 60:.0f} min"
-    unknown = "" if len(timed) == len(todo) else f"; {len(todo) - len(timed)} never timed, taken as the mean"
-    typer.echo(f"{len(todo)} to run, {about if timed or not todo else 'unknown time'} with --jobs {jobs}{unknown}")
+    if todo and not timed:
+        about = "unknown time"
+    elif len(timed) < len(todo):
+        about += f" ({len(todo) - len(timed)} never timed, taken as the mean)"
+    typer.echo(f"{len(todo)} to run, {about} with --jobs {jobs}")
 
 
 def _run(plan: list[Any], **options: Any) -> int:

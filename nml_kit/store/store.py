@@ -132,7 +132,7 @@ class Store:
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """List the entries, of one `kind` or all, by their manifests alone (`verify` checks the bytes)."""
         for path in sorted((self.root / "entries").glob(f"{_safe(kind) if kind else '*'}/*")):
-            yield _listed(path, whole=False)
+            yield _listed(path, check_bytes=False)
 
     def verify(self) -> list[Entry]:
         """Check every byte of every entry and return the corrupt ones, each with its problem."""
@@ -203,10 +203,10 @@ def _publish(staged: Path, target: Path, content: dict[str, Any]) -> None:
     fsync(target.parent)
 
 
-def _entry(path: Path, *, whole: bool = True) -> Entry:
-    """The entry at `path`, its manifest checked, and the bytes of its files if `whole`; raises CorruptEntryError."""
+def _entry(path: Path, *, check_bytes: bool = True) -> Entry:
+    """The entry at `path`, its manifest checked and, with `check_bytes`, its files too; raises CorruptEntryError."""
     entry = Entry(path.parent.name, path.name, path, _manifest(path))
-    for name, about in entry.manifest["files"].items() if whole else ():
+    for name, about in entry.manifest["files"].items() if check_bytes else ():
         try:
             digest = _sha256(path / name)
         except OSError as error:
@@ -216,10 +216,10 @@ def _entry(path: Path, *, whole: bool = True) -> Entry:
     return entry
 
 
-def _listed(path: Path, *, whole: bool = True) -> Entry:
+def _listed(path: Path, *, check_bytes: bool = True) -> Entry:
     """As `_entry`, but one that is corrupt comes with its problem."""
     try:
-        return _entry(path, whole=whole)
+        return _entry(path, check_bytes=check_bytes)
     except CorruptEntryError as error:
         return Entry(path.parent.name, path.name, path, {}, str(error))
 

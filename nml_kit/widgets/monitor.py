@@ -14,11 +14,11 @@ from nml_kit.batch import (
     State,
     accuracy_in_words,
     accuracy_lines,
-    found_accuracies,
     longest_in_words,
     progress_in_words,
     progress_table,
     read_statuses,
+    result_accuracies,
 )
 from nml_kit.errors import InvalidInputError
 from nml_kit.plots import found_lines, progress_bars, state_color
@@ -82,7 +82,7 @@ class RunMonitor(Explorer):
         except InvalidInputError:  # there are none yet
             statuses = []
         self._looked = datetime.now(UTC)
-        self._progress, self._accuracies = progress_table(statuses, now=self._looked), found_accuracies(statuses)
+        self._progress, self._accuracies = progress_table(statuses, now=self._looked), result_accuracies(statuses)
 
     def _ticked(self, _: Any) -> None:
         self.refresh()

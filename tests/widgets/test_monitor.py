@@ -12,9 +12,9 @@ import pytest
 from nml_kit.batch import (
     RunStatus,
     accuracy_lines,
-    found_accuracies,
     progress_table,
     read_statuses,
+    result_accuracies,
     run_lock,
     write_status,
 )
@@ -133,11 +133,11 @@ def test_each_result_counts_once_however_many_runs_wrote_it(runs):
     result_rows().to_parquet(runs / "a" / "rows.parquet")
     other = write_run(runs, "again", "done")
     result_rows(experiment="other", version="2").to_parquet(other / "rows.parquet")
-    found = found_accuracies(read_statuses(runs))
+    found = result_accuracies(read_statuses(runs))
     assert len(found) == 3 * 2 * 2 * 2
     result_rows(profile="demo").to_parquet(other / "rows.parquet")
     os.utime(other / "rows.parquet", ns=(1, 1))
-    lines = accuracy_lines(found_accuracies(read_statuses(runs)), "LP")
+    lines = accuracy_lines(result_accuracies(read_statuses(runs)), "LP")
     assert lines["line"].unique().tolist() == ["demo · supervised · ID", "smoke · supervised · ID"]
 
 
