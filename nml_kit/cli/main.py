@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -15,7 +15,8 @@ from nml_kit import __version__
 from nml_kit.cli.data import datasets, noise_app, store_app
 from nml_kit.errors import InvalidInputError, NMLError
 
-# Imports are inside the commands: `nml --help` answers at once.
+if TYPE_CHECKING:  # imports are inside the commands: `nml --help` answers at once
+    from nml_kit.batch import PlanRow, RunStatus
 
 
 class ErrorsAsMessages(TyperGroup):
@@ -130,7 +131,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, Any]:
     return pairs
 
 
-def _show_plan(rows: list[Any], jobs: int) -> None:
+def _show_plan(rows: list["PlanRow"], jobs: int) -> None:
     """Print what would be done, and about how long it takes: a run that was never timed counts as the mean."""
     from nml_kit.cli.console import show
 
@@ -147,7 +148,7 @@ def _show_plan(rows: list[Any], jobs: int) -> None:
     typer.echo(f"{len(todo)} to run, {about} with --jobs {jobs}")
 
 
-def _run(plan: list[Any], **options: Any) -> int:
+def _run(plan: list["RunStatus"], **options: Any) -> int:
     """Run a plan; print a line for each run, with its page, and one for its error; return the exit code."""
     from nml_kit.batch import run_suite, suite_exit_code
 
