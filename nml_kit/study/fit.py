@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +230,10 @@ def _fitted(
     Side by side the last bits depend on the company: what is tested is fitted alone.
     """
     if not any(isinstance(candidate, Tuning) for candidate in candidates.values()):
-        own = [head for head in candidates.values() if isinstance(head, LinearProbe | MLPTune)]
-        fitted = iter(fit_heads(train.values, train.labels, own))
-        for head in candidates.values():
-            yield next(fitted) if head in own else clone(head).fit(train.values, train.labels), test
+        own = [isinstance(head, LinearProbe | MLPTune) for head in candidates.values()]
+        fitted = iter(fit_heads(train.values, train.labels, compress(candidates.values(), own)))
+        for head, is_own in zip(candidates.values(), own, strict=True):
+            yield next(fitted) if is_own else clone(head).fit(train.values, train.labels), test
     elif request.task is None or request.backbone is None:
         raise InvalidInputError(
             f"Method {request.method!r}: expected a network to tune, but there are features alone; use heads instead."
