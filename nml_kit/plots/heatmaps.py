@@ -62,25 +62,22 @@ def transition_matrix(counts: Counts, class_names: Sequence[str], *, title: str)
     return figure.update_xaxes(title_text="class given").update_yaxes(title_text="own class")
 
 
-def transition_page(
-    counts: Mapping[float, Counts], titles: Mapping[float, str], class_names: Sequence[str]
-) -> go.Figure:
+def transition_page(matrices: Mapping[float, tuple[Counts, str]], class_names: Sequence[str]) -> go.Figure:
     """Draw `transition_matrix` with a slider over ratios, all in one scale of colour.
 
-    `counts` has a (K, K) matrix and `titles` a sentence for each ratio (fraction). Raises InvalidInputError if there is
-    no ratio or the two have different ones, and for what `confusion_matrix` refuses.
+    `matrices` has a (K, K) matrix of counts and a title for each ratio (fraction), at least one. Raises
+    InvalidInputError for what `confusion_matrix` refuses.
     """
-    ratios = sorted(counts)
-    if not ratios or counts.keys() != titles.keys():
-        raise InvalidInputError(f"Expected matrices and titles for the same ratios, got {ratios} and {sorted(titles)}.")
-    views = {ratio: transition_matrix(counts[ratio], class_names, title=titles[ratio]) for ratio in ratios}
-    largest = max(view.data[1].zmax for view in views.values())
+    views = {
+        ratio_label(ratio): transition_matrix(counts, class_names, title=title)
+        for ratio, (counts, title) in sorted(matrices.items())
+    }
     for view in views.values():
-        view.data[1].zmax = largest
+        view.data[1].zmax = max(other.data[1].zmax for other in views.values())
+    first = next(iter(views.values()))
     page = go.Figure(max(views.values(), key=lambda view: view.layout.margin.t))  # has room for every title
-    page.update(data=views[ratios[0]].data).update_layout(title=views[ratios[0]].layout.title)
-    labelled = {ratio_label(ratio): view for ratio, view in views.items()}
-    return add_control(page, labelled, "slider") if len(ratios) > 1 else page
+    page.update(data=first.data).update_layout(title=first.layout.title)
+    return add_control(page, views, "slider") if len(views) > 1 else page
 
 
 def confusion_changes(change: Float[np.ndarray, "k k"], class_names: Sequence[str], *, title: str) -> go.Figure:

@@ -4,135 +4,89 @@ A table that lacks a column is an InvalidInputError that names it.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from nml_kit.inference import panel_names, ratio_label, ratios_in_order, require_columns
+from nml_kit.plots import panels
 from nml_kit.plots.controls import add_control
-from nml_kit.plots.panels import (
-    ACCURACY,
-    INTERVAL,
-    NOISE_AXIS,
-    NOISE_LEGEND,
-    Look,
-    Place,
-    add_series,
-    grid,
-    line,
-    panels,
-    ratio_axis,
-    trained,
-)
-from nml_kit.plots.theme import GREY, PALE, Mark, as_text, finish, method_marks, ratio_color, ratio_marks, series_mark
+from nml_kit.plots.panels import PANEL, Role
+from nml_kit.plots.theme import GREY, PALE, Mark, Marks, as_text, finish, series_mark
 
-_SHARES = {"fraction": "share of the train samples", "label_noise": "flipped downstream labels"}
-_HISTORY = {"loss": "training loss (nats)", "memorised": "share of the noise memorised",
-            "test_accuracy": "accuracy on clean test images"}  # fmt: skip
-_APART = 0.04  # of an axis: over it lie the methods at one ratio
+_TICKS = {
+    "ratio": panels.NOISE_AXIS,
+    "fraction": "share of the train samples",
+    "label_noise": "flipped downstream labels",
+}
+_HISTORY = {
+    "loss": "training loss (nats)",
+    "test_accuracy": "accuracy on clean test images",
+    "memorised": "share of the noise memorised",
+}
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_APART = 0.04  # of an axis: over it lie the series at one place of it
 
 
-def accuracy_against_ratio(summary: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw accuracy against the noise ratio: a panel per task and protocol, a line per method, 95 % intervals.
+def accuracy_lines(
+    summary: pd.DataFrame, x: str = "ratio", *, panel: Role = PANEL, series: str = "method", title: str
+) -> go.Figure:
+    """Draw accuracy against `x` ("ratio", "fraction" or "label_noise"): lines with 95 % intervals.
 
-    `summary`: one row per task, protocol, method and ratio: those, mean, low, high (fractions). Rows with ratio NaN,
-    the random-initialised backbone, become a number and, where it leaves the lines their room, a dotted line.
+    `summary`: one row per value of `x`, of `panel` (a column or several) and of `series`: those, ratio, mean, low, high
+    (fractions). Rows with ratio NaN, the random-initialised backbone, are left out; against the ratio they become a
+    number and, where it leaves the lines their room, a dotted line.
     """
-    columns = ["task", "protocol", "method", "ratio", "mean", "low", "high"]
-    table = trained(summary, columns, "accuracy_against_ratio").assign(series=lambda rows: rows["method"])
-    ratios, marks = ratios_in_order(table), method_marks(table["method"])
-    apart = _APART * np.ptp(ratios)
-    figure, places = panels(table, "ratio", "mean", marks, {"x_title": NOISE_AXIS}, hover=INTERVAL, spread=apart)
-    random = summary[summary["ratio"].isna()]
+    roles: dict[str, Any] = {"panel": panel, "series": series, "text": x}
+    table, marks = panels.with_roles(panels.trained(summary), "accuracy_lines", *panels.INTERVAL, **roles)
+    values: list[float] = sorted(table[x].unique())
+    layout: dict[str, Any] = {"axes": (_TICKS[x], panels.ACCURACY)}
+    style = panels.INTERVALS._replace(spread=_APART * np.ptp(values))
+    if panel[-1] == "ratio":  # a column of panels for each
+        style, layout = panels.INTERVALS, layout | {"columns": table["ratio"].nunique(), "shared_yaxes": True}
+    figure, places = panels.draw(table, x, "mean", marks, style, **layout)
+    random = summary[summary["ratio"].isna()] if x == "ratio" else summary[:0]
     best = random["mean"].groupby(panel_names(random)).max()
-    for number, (panel, part) in enumerate(table.groupby("panel", sort=False)):
-        if panel in best:
-            _add_random(figure, number, places[number], best[panel], part["low"].min(), part["high"].max())
-    ratio_axis(figure, ratios)
-    return finish(figure, title, legend="Method")
-
-
-def _add_random(figure: go.Figure, number: int, place: Place, value: float, low: float, high: float) -> None:
-    words = f'  <span style="font-size:12px;color:{GREY}">random init {value:.3f}</span>'
-    figure.layout.annotations[number].text += words
-    if 2 * low - high <= value <= 2 * high - low:
-        figure.add_hline(y=value, line={"color": GREY, "dash": "dot"}, **place)
-
-
-def accuracy_against_share(summary: pd.DataFrame, share: str, *, title: str) -> go.Figure:
-    """Draw accuracy against `share` ("fraction" or "label_noise"): a panel per task and protocol, a line per ratio.
-
-    `summary`: one row per task, protocol, ratio and share: those, mean, low, high (fractions); the random-initialised
-    backbone (ratio NaN) is left out.
-    """
-    columns = ["task", "protocol", "ratio", share, "mean", "low", "high"]
-    table = trained(summary, columns, "accuracy_against_share").sort_values(["protocol", "task", share])
-    table = table.assign(series=table["text"], text=table[share].map(ratio_label))
-    shares, marks = sorted(table[share].unique()), ratio_marks(ratios_in_order(table))
-    layout, apart = {"x_title": _SHARES.get(share, share)}, _APART * np.ptp(shares)
-    figure, _ = panels(table, share, "mean", marks, layout, hover=INTERVAL, spread=apart)
-    ratio_axis(figure, shares)
-    return finish(figure, title, legend=NOISE_LEGEND)
-
-
-def method_lines(summary: pd.DataFrame, share: str, *, title: str) -> go.Figure:
-    """Draw accuracy against `share`: a row of panels per protocol, a panel per noise ratio, a line per method.
-
-    `summary`: one row per protocol, ratio, method and share: those, mean, low, high (fractions); the random-initialised
-    backbone (ratio NaN) is left out.
-    """
-    columns = ["protocol", "ratio", "method", share, "mean", "low", "high"]
-    table = trained(summary, columns, "method_lines").sort_values(["protocol", "ratio", share])
-    table = table.assign(panel=table["protocol"] + " · " + table["text"], series=table["method"])
-    table["text"] = table[share].map(ratio_label)
-    layout: Look = {"columns": table["ratio"].nunique(), "shared": True, "x_title": _SHARES.get(share, share)}
-    figure, _ = panels(table, share, "mean", method_marks(table["method"]), layout, hover=INTERVAL)
-    ratio_axis(figure, sorted(table[share].unique()))
-    return finish(figure, title, legend="Method")
+    for number, (name, part) in enumerate(table.groupby("panel", sort=False)):
+        if name in best:
+            value, low, high = best[name], part["low"].min(), part["high"].max()
+            words = f'  <span style="font-size:12px;color:{GREY}">random init {value:.3f}</span>'
+            figure.layout.annotations[number].text += words
+            if 2 * low - high <= value <= 2 * high - low:
+                figure.add_hline(y=value, line={"color": GREY, "dash": "dot"}, **places[number])
+    return finish(panels.ratio_axis(figure, values), title, legend=panels.LEGENDS[series])
 
 
 def pretraining_curves(history: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw loss, clean accuracy and memorised share per epoch: a line per noise ratio, the mean over seeds.
+    """Draw what pre-training learns and memorises per epoch: a line per noise ratio, the mean over seeds.
 
-    `history`: one row per ratio, seed and epoch, with loss (nats), test_accuracy and memorised (fractions, NaN where
-    nothing is to memorise). Bands reach from the smallest to the largest seed.
+    `history`: one row per ratio, seed and epoch: those, test_accuracy, memorised (fractions, NaN where nothing is to
+    memorise) and perhaps loss (nats). Bands reach from the smallest to the largest seed. With a column variant (text)
+    each of these has its dash and symbol, the legend lies below, and there are no bands.
     """
-    require_columns(history, ["ratio", "seed", "epoch", *_HISTORY], "pretraining_curves")
-    history = history.assign(series=history["ratio"].map(ratio_label))
-    marks = ratio_marks(ratios_in_order(history))
-    figure = _epochs(history, ["loss", "test_accuracy", "memorised"], marks, ["low", "high"])
-    return finish(figure, title, height=360, legend=NOISE_LEGEND)
-
-
-def memorisation_curves(curves: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw what pre-training learns and memorises over its epochs: a row of two panels, a dash and a mark per variant.
-
-    `curves`: one row per variant (text), ratio, seed and epoch: those, memorised and test_accuracy (fractions). Lines
-    are means over seeds.
-    """
-    quantities = ["test_accuracy", "memorised"]
-    require_columns(curves, ["variant", "ratio", "seed", "epoch", *quantities], "memorisation_curves")
-    styles = dict(zip(curves["variant"].unique(), ("solid", "dash", "dot", "dashdot", "longdash"), strict=False))
-    marks = {f"{variant}, {ratio_label(ratio)}": Mark(ratio_color(ratio), series_mark(place).symbol, dash)
-             for ratio in ratios_in_order(curves) for place, (variant, dash) in enumerate(styles.items())}  # fmt: skip
-    curves = curves.assign(series=curves["variant"] + ", " + curves["ratio"].map(ratio_label))
-    figure = finish(_epochs(curves, quantities, marks, []), title, height=330 + 20 * len(marks), legend=" ")
-    # The legend lies below: one entry for each pair of variant and ratio would not fit above.
+    quantities = [name for name in _HISTORY if name != "loss" or name in history]
+    table, marks = panels.with_roles(history, "pretraining_curves", "seed", "epoch", *quantities)
+    dashes = dict(zip(history.get("variant", pd.Series()).unique(), _DASHES, strict=False))
+    for label, mark in list(marks.items()) if dashes else ():
+        for place, (variant, dash) in enumerate(dashes.items()):
+            marks[f"{variant}, {label}"] = Mark(mark.color, series_mark(place).symbol, dash)
+        del marks[label]
+    if dashes:
+        table["series"] = table["variant"] + ", " + table["series"]
+    long = table.melt(["series", "epoch", "seed"], quantities, "quantity").dropna()
+    long["panel"] = pd.Categorical(long["quantity"].map(_HISTORY), [_HISTORY[name] for name in quantities])
+    values = long.groupby(["panel", "series", "epoch"], observed=True)["value"]
+    means = values.agg(mean="mean", low="min", high="max").drop(columns=["low", "high"] if dashes else []).reset_index()
+    layout: dict[str, Any] = {"columns": len(quantities), "axes": ("epoch", "")}
+    figure, _ = panels.draw(means, "epoch", "mean", marks, panels.Style(interval="band"), **layout)
+    figure.update_xaxes(tick0=0, dtick=max(1, math.ceil(history["epoch"].max() / 7))).update_yaxes(rangemode="tozero")
+    if not dashes:
+        return finish(figure, title, height=360, legend=panels.NOISE_LEGEND)
+    finish(figure, title, height=330 + 20 * len(marks), legend=" ")
     below = {"orientation": "v", "x": 0, "xref": "paper", "y": -0.22, "yref": "paper", "yanchor": "top"}
     return figure.update_layout(legend=below, margin_t=figure.layout.margin.t - 44, height=figure.layout.height - 44)
-
-
-def _epochs(history: pd.DataFrame, quantities: list[str], marks: dict[str, Mark], edges: list[str]) -> go.Figure:
-    """A panel per quantity: the mean over seeds of each series, and the `edges` of its band."""
-    long = history.melt(["series", "epoch", "seed"], quantities, "quantity").dropna()
-    long["panel"] = pd.Categorical(long["quantity"].map(_HISTORY), [_HISTORY[name] for name in quantities])
-    by = long.groupby(["panel", "series", "epoch"], observed=True)["value"]
-    means = by.agg(mean="mean", low="min", high="max").reset_index()[["panel", "series", "epoch", "mean", *edges]]
-    layout: Look = {"y_title": "", "columns": len(quantities), "x_title": "epoch"}
-    figure, _ = panels(means, "epoch", "mean", marks, layout, interval="band")
-    figure.update_xaxes(tick0=0, dtick=max(1, math.ceil(history["epoch"].max() / 7)))
-    return figure.update_yaxes(rangemode="tozero")
 
 
 def results_against_ratio(summary: pd.DataFrame, *, title: str, y_title: str, legend: str) -> go.Figure:
@@ -141,24 +95,22 @@ def results_against_ratio(summary: pd.DataFrame, *, title: str, y_title: str, le
     `summary`: one row per task, series and ratio: those, mean, low, high, chance (fractions); ratio NaN, random
     weights, is the grey open marker left of the lines.
     """
-    columns = ["task", "ratio", "series", "mean", "low", "high", "chance"]
+    columns = ["task", "ratio", "series", *panels.INTERVAL, "chance"]
     require_columns(summary, columns, "results_against_ratio")
     labels = [ratio_label(ratio) for ratio in sorted(ratios_in_order(summary), key=lambda ratio: not math.isnan(ratio))]
     text = summary["ratio"].map(ratio_label)
     table = summary.assign(text=text, place=text.map(labels.index)).sort_values("place")
     marks = {str(name): series_mark(place + 3) for place, name in enumerate(summary["series"].unique())}
+    dotted = {name: mark._replace(dash="dot") for name, mark in marks.items()}
+    grey = {name: Mark(GREY, f"{mark.symbol}-open") for name, mark in marks.items()}
     tasks = list(summary["task"].unique())
-    figure, places = grid(tasks, columns=3, heights=300, x_title=NOISE_AXIS, y_title=y_title)
+    figure, places = panels.grid(tasks, 3, 300, (panels.NOISE_AXIS, y_title))
     for task, place in zip(tasks, places, strict=True):
         part = table[table["task"] == task]
         random = part["ratio"].isna()
-        add_series(figure, part[~random], "place", "mean", marks, place, hover=INTERVAL)
-        for name, mark in marks.items():
-            rows = part[part["series"] == name]
-            chance = line(rows["place"], rows["chance"], name, mark._replace(dash="dot"), hover="chance: %{y:.3f}")
-            figure.add_trace(chance.update(showlegend=False), **place)
-            grey = {name: Mark(GREY, f"{mark.symbol}-open")}
-            add_series(figure, part[random], "place", "mean", grey, place, hover=INTERVAL)
+        panels.add_series(figure, part[~random], "place", "mean", marks, panels.INTERVALS, place)
+        panels.add_series(figure, part, "place", "chance", dotted, panels.Style("lines", "chance: %{y:.3f}"), place)
+        panels.add_series(figure, part[random], "place", "mean", grey, panels.INTERVALS, place)
     figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels).update_yaxes(rangemode="tozero")
     return finish(figure, title, legend=legend)
 
@@ -170,37 +122,39 @@ def metric_against_accuracy(points: pd.DataFrame, metric: str, *, title: str) ->
     themselves. `points`: one row per task, protocol ("ID" | "OOD") and ratio: those, accuracy (fraction) and the metric
     (nats).
     """
-    require_columns(points, ["task", "protocol", "ratio", "accuracy", metric], "metric_against_accuracy")
-    points = points.sort_values("ratio")
-    first = points.groupby(["protocol", "task"])[[metric, "accuracy"]].transform("first")
-    change = points.assign(**(points[[metric, "accuracy"]] - first).where(points["ratio"].notna()))
-    titles = f"{metric.upper()}: change (nats)", "accuracy: change (fraction)"
-    views = {"Change from clean": _metric_panels(change, metric, *titles),
-             "Values": _metric_panels(points, metric, f"{metric.upper()} (nats)", ACCURACY)}  # fmt: skip
+    values, name = ["accuracy", metric], metric.upper()
+    table, marks = panels.with_roles(points, "metric_against_accuracy", *values, text=panels.PANEL)
+    table = table.assign(text=table["text"].map(as_text)).sort_values("ratio")
+    change = table[values] - table.groupby(["protocol", "task"])[values].transform("first")
+    change = table.assign(**change.where(table["ratio"].notna()))
+    views = {
+        "Change from clean": _metric_panels(
+            change, metric, marks, (f"{name}: change (nats)", "accuracy: change (fraction)")
+        ),
+        "Values": _metric_panels(table, metric, marks, (f"{name} (nats)", panels.ACCURACY)),
+    }
     for view in views.values():
-        finish(view, title, height=430, legend=NOISE_LEGEND)
+        finish(view, title, height=430, legend=panels.NOISE_LEGEND)
     return add_control(go.Figure(views["Change from clean"]), views, "buttons")
 
 
-def _metric_panels(points: pd.DataFrame, metric: str, x_title: str, y_title: str) -> go.Figure:
+def _metric_panels(table: pd.DataFrame, metric: str, marks: Marks, axes: tuple[str, str]) -> go.Figure:
     """One panel per protocol: a grey line per task through its ratios, a coloured marker per ratio."""
-    points = points.assign(series=points["ratio"].map(ratio_label), text=[*map(as_text, panel_names(points))])
-    marks = ratio_marks(ratios_in_order(points))
-    parts = {str(protocol): part for protocol, part in points.groupby("protocol")}
-    figure, places = grid(list(parts), y_title=y_title)
+    parts = {str(protocol): part for protocol, part in table.groupby("protocol")}
+    figure, places = panels.grid(list(parts), axes=axes)
     hover = f"%{{text}}<br>%{{fullData.name}}<br>{metric.upper()} %{{x:.4f}}<br>accuracy %{{y:.4f}}"
     for place, part in zip(places, parts.values(), strict=True):
         paths = part[part["ratio"].notna()]
         for task, path in paths.groupby("task"):
-            joined = line(path[metric], path["accuracy"], str(task), Mark(PALE))
+            joined = panels.line(path[metric], path["accuracy"], str(task), Mark(PALE))
             figure.add_trace(joined.update(showlegend=False, hoverinfo="skip", hovertemplate=None), **place)
-        add_series(figure, part, metric, "accuracy", marks, place, mode="markers", hover=hover)
+        panels.add_series(figure, part, metric, "accuracy", marks, panels.Style("markers", hover), place)
         for update, column in ((figure.update_xaxes, metric), (figure.update_yaxes, "accuracy")):
             low, high = part[column].min(), part[column].max()
             room = 0.2 * max(high - low, 1e-9)  # for the names of the tasks
             update(range=[low - room, high + room], **place)
         figure.add_trace(_task_names(paths, metric, 0.055 * np.ptp(part["accuracy"].dropna())), **place)
-    return figure.update_xaxes(title_text=x_title)
+    return figure
 
 
 def _task_names(paths: pd.DataFrame, metric: str, line_height: float) -> go.Scatter:
@@ -219,18 +173,17 @@ def weight_page(grid_of_weights: pd.DataFrame, *, title: str) -> go.Figure:
 
     The table (see `weight_grid`): method, weight (NaN for LP and MLP), quantity, value.
     """
-    require_columns(grid_of_weights, ["method", "weight", "quantity", "value"], "weight_page")
-    table = grid_of_weights.rename(columns={"quantity": "panel", "method": "series"})
-    baseline, marks = table["weight"].isna(), method_marks(table["series"])
+    roles: dict[str, Any] = {"panel": "quantity", "series": "method"}
+    table, marks = panels.with_roles(grid_of_weights, "weight_page", "weight", "value", **roles)
+    baseline = table["weight"].isna()
     marks |= {name: marks[name]._replace(dash="dash") for name in table.loc[baseline, "series"].unique()}
     ends = [table[baseline].assign(weight=table["weight"].agg(end)) for end in ("min", "max")]
     table = pd.concat([*ends, table[~baseline]]).sort_values(["panel", "weight"], kind="stable")
     mlp = table["panel"].map(table[table["series"] == "MLP"].groupby("panel")["value"].first())
-    views = {}
+    views, style = {}, panels.Style(hover="%{fullData.name}<br>λ = %{x:~g}: %{y:.4f}")
+    layout: dict[str, Any] = {"columns": 3, "heights": 290, "axes": ("λ (log scale)", "")}
     for label, levels in (("Values", 0.0), ("Change from MLP", mlp)):
-        shown = table.assign(value=table["value"] - levels)
-        layout: Look = {"columns": 3, "heights": 290, "x_title": "λ (log scale)", "y_title": ""}
-        view, _ = panels(shown, "weight", "value", marks, layout, hover="%{fullData.name}<br>λ = %{x:~g}: %{y:.4f}")
+        view, _ = panels.draw(table.assign(value=table["value"] - levels), "weight", "value", marks, style, **layout)
         view.update_xaxes(type="log", dtick=1, tickformat="~g")
         views[label] = finish(view, title, height=360, legend="Terms")
     return add_control(go.Figure(views["Values"]), views, "buttons")
@@ -246,7 +199,8 @@ def found_lines(lines: pd.DataFrame, *, title: str) -> go.Figure:
         require_columns(lines, ["line", "ratio", "accuracy", "n"], "found_lines")
         table = lines.assign(series=lines["line"], text=[f"{n} results" for n in lines["n"]])
         marks = {str(name): series_mark(place) for place, name in enumerate(sorted(lines["line"].unique()))}
-        add_series(figure, table, "ratio", "accuracy", marks, hover="%{fullData.name}<br>%{x:.1%}: %{y:.4f} (%{text})")
-    ratio_axis(figure, sorted(set(lines["ratio"])))
-    figure.update_xaxes(title_text=NOISE_AXIS).update_yaxes(title_text=ACCURACY, nticks=6)
+        style = panels.Style(hover="%{fullData.name}<br>%{x:.1%}: %{y:.4f} (%{text})")
+        panels.add_series(figure, table, "ratio", "accuracy", marks, style)
+    panels.ratio_axis(figure, sorted(set(lines["ratio"])))
+    figure.update_xaxes(title_text=panels.NOISE_AXIS).update_yaxes(title_text=panels.ACCURACY, nticks=6)
     return finish(figure, title, height=260, legend="Pre-training")

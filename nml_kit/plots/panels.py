@@ -1,155 +1,188 @@
 """Panels with a trace for each series: what most figures are made of.
 
-The column `panel` of a table names the panel of a row, `series` its trace, a key of the marks. Columns `low` and `high`
-are an interval about `mean`, and `text` is for the hover. Plotly express draws such panels too, but all of one height,
-and where its `scattermode="group"` moves series apart, axes start at zero (seen with plotly 7.1).
+Columns of a table say where a row is drawn: `panel`, `row` (of a forest) and `series` (see `with_roles`). Columns `low`
+and `high` are an interval about `mean`, and `text` is for the hover. Plotly express draws such panels too, but all of
+one height, and where its `scattermode="group"` moves series apart, axes start at zero (seen with plotly 7.1).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nml_kit.inference import panel_names, ratio_label, require_columns
-from nml_kit.plots.theme import INK, Mark, as_text
+from nml_kit.inference import ratio_label, ratios_in_order, require_columns
+from nml_kit.plots.theme import INK, OTHER_MARKS, Mark, Marks, as_text, method_marks, metric_name, ratio_marks
 
 NOISE_AXIS, NOISE_LEGEND, ACCURACY = "noise in pre-training", "Noise in pre-training", "accuracy (fraction)"
-INTERVAL = "%{fullData.name}, %{text}<br>%{customdata[0]:.4~g} [%{customdata[1]:.4~g}, %{customdata[2]:.4~g}]"
-POINT = "%{fullData.name}<br>%{x:.4~g}: %{y:.4~g}"
+LEGENDS = {"ratio": NOISE_LEGEND, "method": "Method", "protocol": "Protocol"}
+INTERVAL = "mean", "low", "high"
+PANEL = "protocol", "task"
 _ROW_GAP, _BOTTOM = 72, 60  # pixels: between rows of panels, for ticks and titles; below the last
-_SPREAD = 0.7  # of the distance between two rows of a forest: over it lie the series of a row
 
+Role = str | tuple[str, ...]  # a column or several
+Axes = tuple[str, str]
 Place = dict[str, int]
-Look = dict[str, Any]
-Mode = Literal["lines", "markers", "lines+markers"]
+WHOLE: Place = {}  # the place in a figure without panels
 
 
-def trained(table: pd.DataFrame, columns: list[str], figure: str) -> pd.DataFrame:
-    """The rows of trained networks, with their panel: task by task, in the order of ratios, which are the texts."""
-    require_columns(table, columns, figure)
-    table = table[table["ratio"].notna()]
-    require_columns(table, columns, figure)
-    table = table.assign(text=table["ratio"].map(ratio_label))
-    if {"protocol", "task"} <= set(table):
-        table["panel"] = panel_names(table)
-    keys = [column for column in ("protocol", "task", "ratio") if column in table]
-    return table.sort_values(keys, kind="stable")
+class Style(NamedTuple):
+    """How series are drawn: the mode of their traces, what a hover says, intervals as error bars or as a band.
+
+    Series that lie on each other are moved apart, over `spread` in units of the axis across the intervals.
+    """
+
+    mode: Literal["lines", "markers", "lines+markers"] = "lines+markers"
+    hover: str = "%{fullData.name}<br>%{x:.4~g}: %{y:.4~g}"
+    interval: Literal["bar", "band"] = "bar"
+    spread: float = 0
+
+
+POINTS, LINES = Style(), Style("lines")
+INTERVALS = Style(
+    hover="%{fullData.name}, %{text}<br>%{customdata[0]:.4~g} [%{customdata[1]:.4~g}, %{customdata[2]:.4~g}]"
+)
+FOREST = INTERVALS._replace(mode="markers", spread=0.7)  # of the distance between two rows
+
+
+def trained(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trained networks, sorted: task by task, in the order of ratios and shares."""
+    keys = [name for name in (*PANEL, "ratio", "fraction", "label_noise") if name in table]
+    return table.dropna(subset=[name for name in keys if name == "ratio"]).sort_values(keys, kind="stable")
+
+
+def with_roles(
+    table: pd.DataFrame, figure: str, *values: str, series: str = "ratio", **roles: Role
+) -> tuple[pd.DataFrame, Marks]:
+    """Fill `series`, and the `roles` panel, row or text, from other columns, several of them as "ID · icons".
+
+    Returns the table and the marks of its series. Raises InvalidInputError, in the name of `figure`, if one of the
+    columns or `values` is missing, or the table is empty.
+    """
+    columns = {role: names if isinstance(names, tuple) else (names,) for role, names in roles.items()}
+    columns["series"] = (series,)
+    require_columns(table, [*chain.from_iterable(columns.values()), *values], figure)
+    marks = ratio_marks(ratios_in_order(table)) if series == "ratio" else OTHER_MARKS.get(series)
+    texts = {role: _texts(table, names) for role, names in columns.items()}
+    return table.assign(**texts), marks or method_marks(table[series])
+
+
+def _texts(table: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
+    in_words: dict[str, Callable[[Any], str]] = {"metric": metric_name, "seed": "seed {}".format}
+    in_words |= dict.fromkeys(("ratio", "fraction", "label_noise"), ratio_label)
+    columns = (map(in_words.get(name, str), table[name]) for name in names)
+    return [" · ".join(parts) for parts in zip(*columns, strict=True)]
 
 
 def grid(
-    titles: Sequence[str], *, columns: int = 2, heights: int | Sequence[int] = 235, shared: bool = False,
-    x_title: str = "", y_title: str = "", **more: Any,
-) -> tuple[go.Figure, list[Place]]:  # fmt: skip
+    titles: Sequence[str], columns: int = 2, heights: int | list[int] = 235, axes: Axes = ("", ""), **more: Any
+) -> tuple[go.Figure, list[Place]]:
     """Empty panels under `titles`, and the place of each; `heights` in pixels, of all rows or of each.
 
-    Panels in a row have one vertical axis if that is `shared`. The figure's height is that of all panels.
+    `axes` are the titles of the lowest horizontal and the leftmost vertical ones; `more` goes to `make_subplots`. The
+    figure's height is that of all panels.
     """
     columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
-    sizes = [heights] * rows if isinstance(heights, int) else list(heights)
+    sizes = [heights] * rows if isinstance(heights, int) else heights
     inner = sum(sizes) + _ROW_GAP * (rows - 1)
-    spacing: Look = {
-        "horizontal_spacing": (0.1 if shared else 0.2) / columns,
+    cells: list[dict[str, Any] | None] = [*[{}] * len(titles), *[None] * (rows * columns - len(titles))]
+    spacing = {
+        "horizontal_spacing": (0.1 if "shared_yaxes" in more else 0.2) / columns,
         "vertical_spacing": _ROW_GAP / inner if rows > 1 else 0,
+        "specs": [cells[start : start + columns] for start in range(0, len(cells), columns)],
+        "subplot_titles": [as_text(title) for title in titles],
     }
-    names = [as_text(title) for title in titles]
-    cells: list[Look | None] = [*[{}] * len(titles), *[None] * (rows * columns - len(titles))]
-    spacing["specs"] = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    figure = make_subplots(
-        rows, columns, subplot_titles=names, row_heights=sizes, shared_yaxes=shared, **spacing | more
-    )
+    figure = make_subplots(rows, columns, row_heights=sizes, **spacing | more)
     figure.update_annotations(font_size=14, yshift=4).update_layout(height=inner + _BOTTOM)
     places = [{"row": number // columns + 1, "col": number % columns + 1} for number in range(len(titles))]
     for place in places[-columns:]:
-        figure.update_xaxes(title_text=x_title, **place)
-    return figure.update_yaxes(title_text=y_title, col=1), places
+        figure.update_xaxes(title_text=axes[0], **place)
+    return figure.update_yaxes(title_text=axes[1], col=1), places
 
 
-def panels(
-    table: pd.DataFrame, x: str, y: str, marks: Mapping[str, Mark], layout: Look, **traces: Any
+def draw(
+    table: pd.DataFrame, x: str, y: str, marks: Marks, style: Style = POINTS, **layout: Any
 ) -> tuple[go.Figure, list[Place]]:
-    """Draw the panel of each value of `panel`, in order, by the `layout` of `grid` and the `traces` of `add_series`."""
-    parts = {str(name): part for name, part in table.groupby("panel", sort=False)}
-    figure, places = grid(list(parts), **Look(y_title=ACCURACY) | layout)
+    """Draw the panel of each value of `panel`, in order, by the `layout` of `grid`."""
+    parts = {str(name): part for name, part in table.groupby("panel", sort=False, observed=True)}
+    figure, places = grid(list(parts), **layout)
     for place, part in zip(places, parts.values(), strict=True):
-        add_series(figure, part, x, y, marks, place, **traces)
+        add_series(figure, part, x, y, marks, style, place)
     return figure, places
 
 
 def forest(
-    table: pd.DataFrame, marks: Mapping[str, Mark], *, columns: int = 2, shared: bool = True, row_height: int = 0,
-    x_title: str = "", **traces: Any,
-) -> tuple[go.Figure, list[Place]]:  # fmt: skip
+    table: pd.DataFrame, marks: Marks, *, columns: int = 4, height: int = 0, x_title: str = "", style: Style = FOREST
+) -> tuple[go.Figure, list[Place]]:
     """Draw intervals along x, a row for each value of `row` in `table`, in their order, with its series apart.
 
-    All panels have the same rows if those are `shared`. A rule stands at the value of `null`, if there is that column.
+    Up to four panels stand side by side and have the same rows; with fewer `columns` each has its own. `height` is a
+    row's in pixels. A rule stands at the value of `null`, if there is that column.
     """
     parts = {str(name): part for name, part in table.groupby("panel", sort=False)}
-    rows = [list(dict.fromkeys((table if shared else part)["row"])) for part in parts.values()]
-    columns, step = min(columns, len(parts)), row_height or max(16 * len(marks), 22)
-    heights = [step * max(2, *map(len, rows[start : start + columns])) for start in range(0, len(rows), columns)]
-    label_room = 0.05 if shared else min(0.25, 0.06 + 0.007 * table["row"].str.len().max())
-    layout: Look = {"columns": columns, "shared": shared, "x_title": x_title, "horizontal_spacing": label_room}
-    figure, places = grid(list(parts), heights=heights, **layout)
-    look: Look = {"mode": "markers", "hover": INTERVAL, "spread": _SPREAD} | traces
+    more: dict[str, Any] = {"shared_yaxes": True, "horizontal_spacing": 0.05}
+    if columns < 4:
+        more = {"horizontal_spacing": min(0.25, 0.06 + 0.007 * table["row"].str.len().max())}
+    rows = [list(dict.fromkeys((part if columns < 4 else table)["row"])) for part in parts.values()]
+    columns, height = min(columns, len(parts)), height or max(16 * len(marks), 22)
+    heights = [height * max(2, *map(len, rows[start : start + columns])) for start in range(0, len(rows), columns)]
+    figure, places = grid(list(parts), columns, heights, (x_title, ""), **more)
     for place, part, names in zip(places, parts.values(), rows, strict=True):
-        part = part.assign(**{"text": part["row"].map(as_text)} | dict(part.filter(["text"])))
-        add_series(figure, part.assign(place=part["row"].map(names.index)), "mean", "place", marks, place, **look)
+        text = part.get("text", part["row"].map(as_text))
+        placed = part.assign(text=text, place=part["row"].map(names.index))
+        add_series(figure, placed, "mean", "place", marks, style, place)
         if "null" in part:
             figure.add_vline(x=part["null"].iloc[0], line={"color": INK, "width": 1}, **place)
         row_axis(figure, [as_text(name) for name in names], place)
     return figure.update_xaxes(nticks=6), places
 
 
-def row_axis(figure: go.Figure, labels: Sequence[str], place: Place | None = None) -> None:
+def row_axis(figure: go.Figure, labels: Sequence[str], place: Place = WHOLE) -> None:
     """Label rows 0, 1, … of a vertical axis, from the top."""
     ticks = {"tickvals": list(range(len(labels))), "ticktext": labels, "range": [len(labels) - 0.5, -0.5]}
-    figure.update_yaxes(showgrid=False, ticks="", **ticks, **place or {})
+    figure.update_yaxes(showgrid=False, ticks="", **ticks, **place)
 
 
-def ratio_axis(figure: go.Figure, ratios: Sequence[float]) -> None:
-    figure.update_xaxes(tickvals=list(ratios), ticktext=[ratio_label(ratio) for ratio in ratios])
+def ratio_axis(figure: go.Figure, ratios: Sequence[float]) -> go.Figure:
+    return figure.update_xaxes(tickvals=list(ratios), ticktext=[ratio_label(ratio) for ratio in ratios])
 
 
 def add_series(
-    figure: go.Figure, table: pd.DataFrame, x: str, y: str, marks: Mapping[str, Mark], place: Place | None = None, *,
-    mode: Mode = "lines+markers", hover: str = POINT, interval: Literal["bar", "band"] = "bar", spread: float = 0,
-) -> None:  # fmt: skip
-    """Add a trace for each series, in the order of `marks`, with its intervals as error bars or as a band.
-
-    Series that lie on each other are moved apart, over `spread` in units of the axis across the intervals.
-    """
-    names = [name for name in marks if not spread or (table["series"] == name).any()]
+    figure: go.Figure, table: pd.DataFrame, x: str, y: str, marks: Marks, style: Style = POINTS, place: Place = WHOLE
+) -> None:
+    """Add a trace for each series, in the order of `marks`, with its interval."""
+    names = [name for name in marks if not style.spread or (table["series"] == name).any()]
     across = y if x == "mean" else x
     for rank, name in enumerate(names):
-        part = table[table["series"] == name]
-        if spread:
-            part = part.assign(**{across: part[across] + spread * ((rank + 0.5) / len(names) - 0.5)})
-        trace = line(part[x], part[y], name, marks[name], mode=mode, hover=hover)
-        trace.text = part.get("text")
+        part, mark = table[table["series"] == name], marks[name]
+        if style.spread:
+            part = part.assign(**{across: part[across] + style.spread * ((rank + 0.5) / len(names) - 0.5)})
+        trace = line(part[x], part[y], name, mark, style).update(text=part.get("text"))
         has_interval = "mean" in (x, y) and {"low", "high"} <= set(part)
-        if has_interval and interval == "band":
-            figure.add_trace(band(part, x, name, marks[name]), **place or {})
+        if has_interval and style.interval == "band":
+            figure.add_trace(_band(part, x, name, mark), **place)
         elif has_interval:
             bar = {"array": part["high"] - part["mean"], "arrayminus": part["mean"] - part["low"], "symmetric": False}
-            bar |= {"color": marks[name].color, "thickness": 1.5, "width": 3}
-            trace.update({"error_x" if x == "mean" else "error_y": bar}, customdata=part[["mean", "low", "high"]])
-        figure.add_trace(trace, **place or {})
+            bar |= {"color": mark.color, "thickness": 1.5, "width": 3}
+            trace.update({"error_x" if x == "mean" else "error_y": bar}, customdata=part[list(INTERVAL)])
+        figure.add_trace(trace, **place)
 
 
-def line(x: Any, y: Any, name: str, mark: Mark, *, mode: Mode = "lines", hover: str = POINT) -> go.Scatter:
+def line(x: Any, y: Any, name: str, mark: Mark, style: Style = LINES) -> go.Scatter:
     """A trace in its mark, under its name in the legend."""
     label, color = as_text(name), mark.color
-    trace = go.Scatter(x=np.asarray(x), y=np.asarray(y), mode=mode, name=label, legendgroup=label)
-    trace.update(line={"color": color, "dash": mark.dash, "width": mark.width}, hovertemplate=f"{hover}<extra></extra>")
-    return trace.update(marker={"color": color, "symbol": mark.symbol, "size": mark.size})
+    trace = go.Scatter(x=np.asarray(x), y=np.asarray(y), mode=style.mode, name=label, legendgroup=label)
+    trace.update(line={"color": color, "dash": mark.dash, "width": mark.width})
+    trace.update(marker={"color": color, "symbol": mark.symbol, "size": mark.size})
+    return trace.update(hovertemplate=f"{style.hover}<extra></extra>")
 
 
-def band(part: pd.DataFrame, x: str, name: str, mark: Mark) -> go.Scatter:
+def _band(part: pd.DataFrame, x: str, name: str, mark: Mark) -> go.Scatter:
     """The area between the lows and the highs of a series, under its entry of the legend."""
     there_and_back = np.concatenate([part[x], part[x][::-1]])
     edges = np.concatenate([part["high"], part["low"][::-1]])

@@ -11,7 +11,7 @@ import plotly.io as pio
 from plotly.colors import sample_colorscale
 
 from nml_kit.errors import InvalidInputError
-from nml_kit.inference import VERDICTS, ratio_label
+from nml_kit.inference import METHODS, VERDICTS, ratio_label
 
 INK, GREY, PALE, _GRID = "#1f2430", "#8a8f98", "#c3c7ce", "#e6e8ec"
 BLUE, GREEN, ORANGE = "#0072B2", "#009E73", "#D55E00"
@@ -19,10 +19,10 @@ _QUIET = {"size": 13, "color": "#5b6270"}
 # Seven colours and nine symbols: the pairs repeat only after 63 methods.
 _COLORS = (BLUE, GREEN, ORANGE, "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon", "triangle-down")
-METRIC_NAMES = {"sve": "SVE (nats)", "lsvr": "LSVR (nats)", "effective_rank": "effective rank", "rankme": "RankMe",
-                "stable_rank": "stable rank", "participation_ratio": "participation ratio",
-                "alpha_exponent": "α exponent"}  # fmt: skip
-_METHODS = ("LP", "MLP", "NMTune")
+_METRICS = {
+    **{"sve": "SVE (nats)", "lsvr": "LSVR (nats)", "effective_rank": "effective rank", "rankme": "RankMe"},
+    **{"stable_rank": "stable rank", "participation_ratio": "participation ratio", "alpha_exponent": "α exponent"},
+}
 _STATES = {"done": GREEN, "hit": GREEN, "running": BLUE, "waiting": GREY, "skipped": PALE, "interrupted": "#E69F00"}
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _LINE_HEIGHT, _LEGEND, _PANEL_TITLE = 25, 68, 24  # pixels: a line of the title, the legend's row, titles of panels
@@ -59,8 +59,16 @@ class Mark(NamedTuple):
     size: float = 9
 
 
-PROTOCOL_MARKS = {"ID": Mark(BLUE), "OOD": Mark(ORANGE, "diamond")}
-VERDICT_MARKS = dict(zip(VERDICTS, (Mark(BLUE), Mark(ORANGE, "diamond"), Mark(GREY, "circle-open")), strict=True))
+Marks = dict[str, Mark]
+_TWO = Mark(BLUE), Mark(ORANGE, "diamond")
+OTHER_MARKS: dict[str, Marks] = {
+    "protocol": dict(zip(("ID", "OOD"), _TWO, strict=True)),
+    "verdict": dict(zip(VERDICTS, (*_TWO, Mark(GREY, "circle-open")), strict=True)),
+}
+
+
+def metric_name(metric: str) -> str:
+    return _METRICS.get(metric, metric)
 
 
 def ratio_color(ratio: float) -> str:
@@ -78,7 +86,7 @@ def ratio_color(ratio: float) -> str:
     return str(sample_colorscale("Plasma", [0.75 * ratio**0.4])[0])
 
 
-def ratio_marks(ratios: Iterable[float]) -> dict[str, Mark]:
+def ratio_marks(ratios: Iterable[float]) -> Marks:
     """The marks of noise ratios (fractions) by their labels; the random baseline (NaN) is dotted and open.
 
     >>> list(ratio_marks([0.05, float("nan")]))
@@ -88,14 +96,14 @@ def ratio_marks(ratios: Iterable[float]) -> dict[str, Mark]:
     return {ratio_label(ratio): open_mark if math.isnan(ratio) else Mark(ratio_color(ratio)) for ratio in ratios}
 
 
-def method_marks(methods: Iterable[object]) -> dict[str, Mark]:
+def method_marks(methods: Iterable[object]) -> Marks:
     """The mark of each method, by name: LP, MLP and NMTune first, then the others in alphabetical order.
 
     >>> list(method_marks(["NMTune", "ridge", "LP"]))
     ['LP', 'NMTune', 'ridge']
     """
     names = {str(method) for method in methods}
-    places = {name: place for place, name in enumerate((*_METHODS, *sorted(names - set(_METHODS))))}
+    places = {name: place for place, name in enumerate((*METHODS, *sorted(names - set(METHODS))))}
     return {name: series_mark(place) for name, place in places.items() if name in names}
 
 

@@ -71,10 +71,8 @@ class NoiseGallery(Explorer):
 
     def static(self) -> go.Figure:
         """The matrix of the chosen objective, kind and seed with a slider over the profile's ratios."""
-        found = {ratio: self._matrix(self._samples_at(ratio)) for ratio in self._noisy_ratios()}
-        counts = {ratio: matrix for ratio, (matrix, _) in found.items()}
-        titles = {ratio: title for ratio, (_, title) in found.items()}
-        return transition_page(counts, titles, self._task.class_names)
+        matrices = {ratio: self._matrix(self._samples_at(ratio)) for ratio in self._noisy_ratios()}
+        return transition_page(matrices, self._task.class_names)
 
     def _noisy_ratios(self) -> list[float]:
         return sorted({ratio for ratio in self._profile.ratios if ratio > 0}) or [_OTHER_RATIOS[-1]]

@@ -33,7 +33,7 @@ def spectra() -> go.Figure:
 
 def transitions() -> go.Figure:
     counts = {ratio: np.full((4, 4), round(10 * ratio)) + 20 * np.eye(4, dtype=int) for ratio in RATIOS[1:]}
-    return transition_page(counts, {ratio: f"Noise of {ratio}" for ratio in counts}, list("abcd"))
+    return transition_page({ratio: (counts[ratio], f"Noise of {ratio}") for ratio in counts}, list("abcd"))
 
 
 @pytest.fixture(scope="module")

@@ -129,9 +129,10 @@ def figures():
     rows = summary()
     once = rows.drop_duplicates(["task", "protocol", "ratio"])
     yield plots.metric_against_accuracy(once, "sve", title=HOSTILE[0])
-    yield plots.accuracy_against_ratio(rows, title=HOSTILE[1])
+    yield plots.accuracy_lines(rows, title=HOSTILE[1])
     yield plots.method_comparison(rows, title=HOSTILE[2])
-    yield plots.method_differences(rows.drop_duplicates(["task", "protocol", "comparison", "ratio"]), title=HOSTILE[0])
+    roles = {"panel": "comparison", "row": ("protocol", "task"), "series": "ratio"}
+    yield plots.forest_plot(rows, **roles, title=HOSTILE[0])
     yield plots.confusion_matrix(np.ones((3, 3)), HOSTILE, title=HOSTILE[0])
     images = np.zeros((3, 4, 4, 3), np.uint8)
     yield plots.noise_gallery(images, [f"{name} → %{{z}}" for name in HOSTILE], title=HOSTILE[1])

@@ -10,6 +10,13 @@ NAN = math.nan
 RATIOS = [0.3, NAN, 0.0, 0.1]  # out of order on purpose
 TRAINED = [0.0, 0.1, 0.3]
 LABELS = ["0 %", "10 %", "30 %", "random init"]
+PANEL = ("protocol", "task")
+# What forest plots take from their tables.
+DIFFERENCES = {"panel": "comparison", "row": PANEL, "series": "ratio"}
+VARIANTS = {"panel": "group", "row": "method", "series": "protocol"}
+CHANGES = {"panel": "quantity", "row": "panel", "series": "variant"}
+CHOICES = {"panel": "metric", "row": "choice", "series": "ratio"}
+COSTS = {"panel": "step", "row": "task", "series": "method"}
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -104,8 +111,7 @@ def probabilities() -> pd.DataFrame:
 
 
 def costs() -> pd.DataFrame:
-    frame = with_bands(product(task=["icons", HOSTILE], method=["LP", "NMTune"], step=["fit", "predict"]))
-    return frame.rename(columns={"mean": "median"})
+    return with_bands(product(task=["icons", HOSTILE], method=["LP", "NMTune"], step=["fit", "predict"]))
 
 
 def curves(epochs: int = 4) -> pd.DataFrame:

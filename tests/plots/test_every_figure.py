@@ -10,40 +10,38 @@ from nml_kit.errors import InvalidInputError
 from tests.plots import tables
 from tests.plots.tables import HOSTILE
 
+# Of a figure: the table, the options, and those columns of the table that it does not need.
 FIGURES = {
-    "accuracy_against_ratio": (tables.summary, {}),
-    "accuracy_against_share": (tables.by_share, {"share": "fraction"}),
-    "best_ratio_probabilities": (tables.probabilities, {}),
-    "changes_by_variant": (tables.changes, {"legend": "Kind"}),
-    "choice_shares": (tables.selections, {}),
-    "memorisation_curves": (tables.curves, {}),
-    "method_comparison": (tables.summary, {}),
-    "method_costs": (tables.costs, {"x_title": "seconds"}),
-    "method_differences": (tables.differences, {}),
-    "method_lines": (tables.by_share, {"share": "fraction"}),
-    "metric_against_accuracy": (tables.points, {"metric": "sve"}),
-    "metric_against_size": (tables.sizes, {}),
-    "metric_by_choice": (tables.choices, {}),
-    "metrics_against_ratio": (tables.values, {}),
-    "results_against_ratio": (tables.series_results, {"y_title": "share", "legend": "Series"}),
-    "pretraining_curves": (lambda: tables.curves().query("variant == 'as the profile'"), {}),
-    "singular_spectrum": (lambda: tables.spectra().drop(columns=["low", "high"]), {}),
-    "spectra_atlas": (tables.atlas, {}),
-    "variant_effects": (tables.effects, {}),
+    "accuracy_lines": (tables.summary, {}, set()),
+    "accuracy_lines by ratio": (tables.by_share, {"x": "fraction", "series": "ratio"}, {"method"}),
+    "accuracy_lines by method": (tables.by_share, {"x": "fraction", "panel": ("protocol", "ratio")}, {"task"}),
+    "best_ratio_probabilities": (tables.probabilities, {}, set()),
+    "choice_shares": (tables.selections, {}, set()),
+    "forest_plot of variants": (tables.effects, {**tables.VARIANTS, "columns": 1, "height": 26}, set()),
+    "forest_plot of methods": (tables.differences, tables.DIFFERENCES, {"method"}),
+    "forest_plot of changes": (tables.changes, {**tables.CHANGES, "legend": "Kind", "x_title": ""}, set()),
+    "forest_plot of choices": (tables.choices, {**tables.CHOICES, "null": None, "x_title": "", "height": 40}, set()),
+    "method_comparison": (tables.summary, {}, set()),
+    "metric_against_accuracy": (tables.points, {"metric": "sve"}, set()),
+    "metric_against_size": (tables.sizes, {}, set()),
+    "metrics_against_ratio": (tables.values, {}, set()),
+    "results_against_ratio": (tables.series_results, {"y_title": "share", "legend": "Series"}, set()),
+    "pretraining_curves": (lambda: tables.curves().drop(columns="variant"), {}, {"loss"}),
+    "pretraining_curves of variants": (tables.curves, {}, {"variant", "loss"}),
+    "singular_spectrum": (lambda: tables.spectra().drop(columns=["low", "high"]), {}, set()),
+    "spectra_atlas": (tables.atlas, {}, set()),
 }
-UNUSED = {"accuracy_against_share": {"method"}, "method_lines": {"task"}, "pretraining_curves": {"variant"},
-          "memorisation_curves": {"loss"}, "method_differences": {"method"}}  # fmt: skip
 
 
 def draw(name: str, table, title: str) -> go.Figure:
-    return getattr(plots, name)(table, title=title, **FIGURES[name][1])
+    return getattr(plots, name.split()[0])(table, title=title, **FIGURES[name][1])
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_missing_columns_are_listed_and_empty_tables_refused(name):
-    table = FIGURES[name][0]()
-    for column in set(table) - UNUSED.get(name, set()):
-        with pytest.raises(InvalidInputError, match=rf"{name} expected the columns .*missing: {column} \(got: "):
+    table, called = FIGURES[name][0](), name.split()[0]
+    for column in set(table) - FIGURES[name][2]:
+        with pytest.raises(InvalidInputError, match=rf"{called} expected the columns .*missing: {column} \(got: "):
             draw(name, table.drop(columns=column), "t")
     with pytest.raises(InvalidInputError, match="at least one row, got an empty table"):
         draw(name, table.iloc[:0], "t")
@@ -85,6 +83,6 @@ def test_a_long_title_is_wrapped_and_given_room():
 
 
 def test_noise_is_named_alike_whether_of_labels_or_captions():
-    shown = [draw(name, tables.summary(), "t") for name in ("accuracy_against_ratio", "method_comparison")]
+    shown = [draw(name, tables.summary(), "t") for name in ("accuracy_lines", "method_comparison")]
     texts = {axis.title.text for figure in shown for axis in (*figure.select_xaxes(), *figure.select_yaxes())}
     assert texts - {None, ""} == {"noise in pre-training", "accuracy (fraction)"}

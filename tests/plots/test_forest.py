@@ -10,6 +10,11 @@ from nml_kit.inference import judge_claims
 from nml_kit.plots import claim_effects
 from tests.inference.test_claims import DOWN, HUMP, simulate
 from tests.plots.tables import (
+    CHANGES,
+    CHOICES,
+    COSTS,
+    DIFFERENCES,
+    VARIANTS,
     changes,
     choices,
     costs,
@@ -87,7 +92,7 @@ def test_methods_are_compared_side_by_side_without_the_random_baseline():
 
 
 def test_differences_have_a_panel_per_comparison_and_a_zero_line():
-    figure = plots.method_differences(differences(), title="t")
+    figure = plots.forest_plot(differences(), **DIFFERENCES, title="t")
     assert panel_names(figure) == ["NMTune − LP", "NMTune − MLP"]
     assert [(shape.x0, shape.x1) for shape in figure.layout.shapes] == [(0, 0), (0, 0)]
     assert list(figure.layout.yaxis.ticktext) == ["ID · emoji", "ID · icons", "OOD · icons"]
@@ -95,7 +100,7 @@ def test_differences_have_a_panel_per_comparison_and_a_zero_line():
 
 
 def test_each_protocol_is_in_the_legend_once_wherever_it_first_occurs():
-    figure = plots.variant_effects(effects(), title="t")
+    figure = plots.forest_plot(effects(), **VARIANTS, columns=1, title="t")
     assert in_legend(figure) == ["ID", "OOD"]
     of_id, of_ood = drawn(figure, "markers")
     np.testing.assert_array_equal(of_ood.x, [-0.1, 0.2])
@@ -109,16 +114,16 @@ def test_bars_are_the_shares_of_the_choices():
     assert list(figure.data[0].y) == ["kNN 1", "kNN 5"]
 
 
-def test_variants_are_dodged_about_their_row_and_one_needs_no_legend():
-    figure = plots.changes_by_variant(changes(), title="t", legend="Kind")
+def test_variants_are_dodged_about_their_row_and_no_legend_is_needed():
+    figure = plots.forest_plot(changes(), **CHANGES, title="t", legend="Kind")
     rows = {tuple(np.round(trace.y).tolist()) for trace in drawn(figure, "markers")}
     assert rows <= {(1.0, 0.0), (0.0, 1.0)}
-    one = plots.changes_by_variant(changes().query("variant == 'a'"), title="t", legend="Kind")
-    assert not one.layout.showlegend
+    assert figure.layout.showlegend
+    assert not plots.forest_plot(changes().query("variant == 'a'"), **CHANGES, title="t").layout.showlegend
 
 
 def test_choices_are_rows_with_a_mark_for_each_ratio():
-    figure = plots.metric_by_choice(choices(), title="t")
+    figure = plots.forest_plot(choices(), **CHOICES, null=None, title="t")
     assert panel_names(figure) == ["SVE (nats)", "LSVR (nats)"]
     assert in_legend(figure) == ["0 %", "10 %", "30 %"]
     means = choices().query("metric == 'sve' and ratio == 0.1")["mean"]
@@ -128,14 +133,14 @@ def test_choices_are_rows_with_a_mark_for_each_ratio():
 
 def test_costs_have_a_panel_per_step_and_a_place_per_task_and_method():
     table = costs()
-    figure = plots.method_costs(table, title="t", x_title="seconds")
+    figure = plots.forest_plot(table, **COSTS, null=None, title="t")
     assert panel_names(figure) == ["fit", "predict"]
     keys = [(step, method) for step in ("fit", "predict") for method in ("LP", "NMTune")]
     assert [trace.name for trace in figure.data] == [method for _, method in keys]
     for trace, (step, method) in zip(figure.data, keys, strict=True):
         part = table[(table["step"] == step) & (table["method"] == method)]
-        assert list(trace.x) == part["median"].tolist()
+        assert list(trace.x) == part["mean"].tolist()
         np.testing.assert_allclose(trace.x + trace.error_x.array, part["high"])
         np.testing.assert_allclose(trace.x - trace.error_x.arrayminus, part["low"])
         assert [round(place) for place in trace.y] == [0, 1]
-    assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
+    assert not figure.layout.shapes

@@ -21,7 +21,7 @@ from tests.plots.tables import (
 
 
 def test_accuracy_has_a_panel_per_task_a_line_per_method_and_intervals():
-    figure = plots.accuracy_against_ratio(summary(), title="t")
+    figure = plots.accuracy_lines(summary(), title="t")
     assert [name.split("  ")[0] for name in panel_names(figure)] == ["ID · emoji", "ID · icons", "OOD · icons"]
     lines = drawn(figure, "lines+markers")
     assert len(lines) == 9
@@ -34,15 +34,15 @@ def test_accuracy_has_a_panel_per_task_a_line_per_method_and_intervals():
 
 
 def test_the_random_baseline_is_a_line_only_where_it_leaves_the_others_room():
-    far, near = (plots.accuracy_against_ratio(summary(value), title="t") for value in (0.2, 0.75))
+    far, near = (plots.accuracy_lines(summary(value), title="t") for value in (0.2, 0.75))
     assert not far.layout.shapes
     assert [(rule.y0, rule.line.dash) for rule in near.layout.shapes] == [(0.75, "dot")] * 3
     assert all("random init 0.200" in name for name in panel_names(far))
-    none = plots.accuracy_against_ratio(summary().dropna(subset=["ratio"]), title="t")
+    none = plots.accuracy_lines(summary().dropna(subset=["ratio"]), title="t")
     assert not any("random" in name for name in panel_names(none))
 
 
-@pytest.mark.parametrize("draw", [plots.method_comparison, plots.accuracy_against_ratio])
+@pytest.mark.parametrize("draw", [plots.method_comparison, plots.accuracy_lines])
 def test_a_method_that_one_task_lacks_is_still_in_the_legend_once(draw):
     table = summary()
     table = table[(table["method"] != "LP") | (table["protocol"] == "OOD")]
@@ -51,7 +51,7 @@ def test_a_method_that_one_task_lacks_is_still_in_the_legend_once(draw):
 
 def test_a_line_for_each_ratio_and_no_random_network():
     table = by_share()
-    figure = plots.accuracy_against_share(table[table["method"] == "LP"], "fraction", title="t")
+    figure = plots.accuracy_lines(table[table["method"] == "LP"], "fraction", series="ratio", title="t")
     assert [trace.name for trace in figure.data] == ["0 %", "30 %"] * 2
     np.testing.assert_array_equal(
         figure.data[3].y, table.query("method == 'LP' and protocol == 'OOD' and ratio == 0.3")["mean"]
@@ -60,7 +60,7 @@ def test_a_line_for_each_ratio_and_no_random_network():
 
 
 def test_a_line_for_each_method_in_a_panel_for_each_ratio():
-    figure = plots.method_lines(by_share(), "fraction", title="t")
+    figure = plots.accuracy_lines(by_share(), "fraction", panel=("protocol", "ratio"), title="t")
     assert panel_names(figure) == ["ID · 0 %", "ID · 30 %", "OOD · 0 %", "OOD · 30 %"]
     assert [trace.name for trace in figure.data] == ["LP", "NMTune"] * 4
     np.testing.assert_array_equal(figure.data[0].x, [0.1, 1.0])
@@ -97,7 +97,7 @@ def test_metric_shows_the_values_at_a_click():
 
 
 def test_curves_show_the_mean_over_seeds_and_their_span():
-    history = curves().query("variant == 'as the profile'")
+    history = curves().query("variant == 'as the profile'").drop(columns="variant")
     figure = plots.pretraining_curves(history, title="t")
     lines = drawn(figure, "lines+markers")
     # three panels, but nothing is to memorise at ratio 0
@@ -110,8 +110,8 @@ def test_curves_show_the_mean_over_seeds_and_their_span():
 
 
 @pytest.mark.parametrize(("epochs", "step"), [(1, 1), (2, 1), (8, 2), (24, 4), (30, 5)])
-def test_memorisation_has_whole_epochs_and_a_style_for_each_variant(epochs, step):
-    figure = plots.memorisation_curves(curves(epochs), title="t")
+def test_curves_have_whole_epochs_and_a_style_for_each_variant(epochs, step):
+    figure = plots.pretraining_curves(curves(epochs).drop(columns="loss"), title="t")
     assert panel_names(figure) == ["accuracy on clean test images", "share of the noise memorised"]
     assert {(axis.tick0, axis.dtick) for axis in figure.select_xaxes()} == {(0, step)}
     styles = {(trace.line.dash, trace.marker.symbol) for trace in figure.data}

@@ -14,7 +14,7 @@ from nml_kit.errors import InvalidInputError
 from nml_kit.inference import ratio_label
 from nml_kit.plots import as_text
 from nml_kit.plots.theme import method_marks, ratio_color, wrap
-from tests.plots.tables import LABELS, differences, drawn, in_legend, points, spectra, summary
+from tests.plots.tables import DIFFERENCES, LABELS, differences, drawn, in_legend, points, spectra, summary
 
 
 def luminance(color: str) -> float:
@@ -43,7 +43,7 @@ def test_a_ratio_that_is_no_fraction_is_refused(ratio):
 def test_a_ratio_has_one_colour_and_one_place_in_the_legend_of_all_figures():
     spectrum = plots.singular_spectrum(spectra(), title="t")
     metric = plots.metric_against_accuracy(points(), "sve", title="t")
-    pairs = plots.method_differences(differences(), title="t")
+    pairs = plots.forest_plot(differences(), **DIFFERENCES, title="t")
     colors = [
         {trace.line.color for trace in drawn(spectrum, "lines") if trace.name == "10 %"},
         {trace.marker.color for trace in drawn(metric, "markers") if trace.name == "10 %"},
@@ -52,7 +52,7 @@ def test_a_ratio_has_one_colour_and_one_place_in_the_legend_of_all_figures():
     ]
     assert colors == [{ratio_color(0.1)}] * 4
     assert [in_legend(figure) for figure in (spectrum, metric, pairs)] == [LABELS, LABELS, LABELS[:3]]
-    assert in_legend(plots.accuracy_against_ratio(summary(), title="t")) == ["LP", "MLP", "NMTune"]
+    assert in_legend(plots.accuracy_lines(summary(), title="t")) == ["LP", "MLP", "NMTune"]
 
 
 def test_methods_have_their_own_marks_however_many_there_are():

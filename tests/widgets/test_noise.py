@@ -9,7 +9,6 @@ import pytest
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.noise import inject_caption_noise, inject_label_noise
-from nml_kit.plots import transition_page
 from nml_kit.study import described_changes, load_profile, noise_finding, noisy_samples, pretraining_task
 from nml_kit.widgets import noise as widget_noise
 from nml_kit.widgets.noise import NoiseGallery
@@ -170,8 +169,6 @@ def test_tables_refuse_what_they_cannot_count():
         noisy_samples(profile, task, 0.1, objective="supervised", kind="pair", seed=0)
     with pytest.raises(UnknownNameError, match="objective"):
         noisy_samples(profile, task, 0.1, objective="clip", kind="uniform", seed=0)
-    with pytest.raises(InvalidInputError, match="same ratios"):
-        transition_page({0.1: np.eye(2)}, {0.2: "other"}, ["a", "b"])
 
 
 def test_no_sample_may_have_changed():
