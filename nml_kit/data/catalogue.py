@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from nml_kit.data.folders import read_class_folders, read_imagenet_variant, read_listed_domains
 from nml_kit.data.images import ImageSource, LazyImages, Stamp, image_files, stamp_files
 from nml_kit.data.tables import read_hub
-from nml_kit.data.task import Task, make_task
+from nml_kit.data.task import Task
 from nml_kit.errors import DataFileError, MissingDependencyError, unknown_name
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -105,11 +105,11 @@ def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
             items += [data[row] for row in range(len(data))]
         roles += [use] * (len(items) - len(roles))
         classes = classes or data.classes
-    return make_task(
+    return Task(
         known.source,
         ids=np.array([Path(file).relative_to(root).as_posix() for file, _ in items]),
         labels=np.array([label for _, label in items], dtype=np.int64),
-        class_names=classes,
+        class_names=tuple(classes),
         splits=np.array(roles),
         image_data=image_files([file for file, _ in items]),
     )
@@ -167,11 +167,11 @@ def _read_pcam(known: KnownSet, root: Path, download: bool) -> Task:
 def _numbered_task(known: KnownSet, labels: Sequence[Any], classes: Sequence[str], image_data: Any) -> Task:
     """A task with these labels in each split; ids are the samples' numbers in their splits."""
     sizes = list(map(len, labels))
-    return make_task(
+    return Task(
         known.source,
         ids=np.array([f"{split}/{row:06d}" for split, n in zip(known.parts, sizes, strict=True) for row in range(n)]),
         labels=np.concatenate(labels).astype(np.int64),
-        class_names=classes,
+        class_names=tuple(classes),
         splits=np.repeat(list(known.parts.values()), sizes),
         image_data=image_data,
     )

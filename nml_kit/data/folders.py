@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nml_kit.data.images import image_files
-from nml_kit.data.task import Task, make_task
+from nml_kit.data.task import Task
 from nml_kit.errors import DataFileError
 from nml_kit.store import stays_inside
 
@@ -65,11 +65,11 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
             ids += files
             labels += [classes.index(class_name)] * len(files)
             roles += [splits.get(split, "")] * len(files)
-    return make_task(
+    return Task(
         name or root.name,
         ids=np.array(ids),
         labels=np.array(labels, dtype=np.int64),
-        class_names=classes,
+        class_names=tuple(classes),
         splits=np.array(roles) if splits else None,
         image_data=image_files([root / file for file in ids]),
     )
@@ -112,11 +112,11 @@ def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None) 
     if not rows:
         raise DataFileError(f"{root}: expected split files such as real_train.txt that list images, got none.")
     files, labels, domain_of, split_of = zip(*rows, strict=True)
-    return make_task(
+    return Task(
         root.name,
         ids=np.array(files),
         labels=np.array(labels, dtype=np.int64),
-        class_names=[names.get(number, f"class {number}") for number in range(max(names) + 1)],
+        class_names=tuple(names.get(number, f"class {number}") for number in range(max(names) + 1)),
         domains=np.array(domain_of),
         splits=np.array(split_of),
         image_data=image_files([root / file for file in files]),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nml_kit.data.folders import IMAGE_SUFFIXES, official_splits
 from nml_kit.data.images import FileParts, LazyImages, as_objects
-from nml_kit.data.task import Task, classes_of, make_task
+from nml_kit.data.task import Task, classes_of
 from nml_kit.errors import DataFileError, MissingDependencyError
 from nml_kit.store import replacing
 
@@ -90,7 +90,7 @@ def read_shards(pattern: str | Path) -> Task:
         labels, class_names = none if written_labels is None else classes_of(written_labels.tolist())
     except ValueError as error:
         raise DataFileError(f"{pattern}: expected labels as whole numbers or texts, got {error}.") from error
-    return make_task(
+    return Task(
         Path(pattern).name.removesuffix(".tar"),
         ids=np.array([sample.key for sample in samples]),
         labels=labels,

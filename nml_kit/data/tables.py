@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nml_kit.data.folders import official_splits
 from nml_kit.data.images import ImageSource, LazyImages, as_objects, image_files
-from nml_kit.data.task import Task, classes_of, make_task, numbered_ids
+from nml_kit.data.task import Task, classes_of, numbered_ids
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
@@ -60,9 +60,7 @@ def read_table_task(path: Path) -> Task:
             f"{error}."
         ) from error
     optional = {f"{name}s": values for name, values in texts.items()}
-    return make_task(
-        path.stem, ids=ids, labels=labels, class_names=written_names or class_names, image_data=image_data, **optional
-    )
+    return Task(path.stem, ids, labels, tuple(written_names or class_names), image_data=image_data, **optional)
 
 
 def _read_delimited(path: Path) -> pa.Table:
@@ -273,11 +271,11 @@ def _assembled(
         labels = np.array([list(class_names).index(class_name) for class_name in names])[labels]
     elif class_names and (len(names) > len(class_names) or (written and len(written) < len(class_names))):
         raise DataFileError(f"{name}: expected the classes {', '.join(class_names)}, got {', '.join(names)}.")
-    return make_task(
+    return Task(
         name,
         ids=np.concatenate([numbered_ids(len(parts[split]), f"{split}/") for split in roles]),
         labels=labels,
-        class_names=class_names or names,
+        class_names=tuple(class_names or names),
         captions=captions if texts else None,
         domains=domains,
         splits=np.repeat(list(roles.values()), list(map(len, chosen))) if all(roles.values()) else None,

@@ -26,32 +26,49 @@ class Task:
     `ids` (N,) str, unique; `labels` (N,) int64 in 0..K−1; `class_names` K strings; `captions`, `domains`, `splits`
     (N,) str, split "train" or "test"; `image_data` pixels (N, H, W, 3) uint8, or encoded files (N,) of bytes, which
     are decoded when pixels are asked for, or `LazyImages` (N,), which are also read only then, or None for a text task.
-    Raises InvalidInputError if lengths differ, an id repeats, or a label is outside 0..K−1.
+    Captions are else the names of the classes, the domain is else "all", and a quarter of each class is else "test".
+    Raises InvalidInputError if lengths differ, an id repeats or is no Unicode text, such as the name of a file in an
+    encoding of old, a label is outside 0..K−1, or a split is another.
 
     >>> import numpy as np
-    >>> task = Task("two", ids=np.array(["a", "b"]), labels=np.array([0, 1]), class_names=("no", "yes"),
-    ...             captions=np.array(["n", "y"]), domains=np.array(["d", "d"]),
-    ...             splits=np.array(["train", "test"]))
-    >>> len(task), task.select(split="train").ids.tolist()
-    (2, ['a'])
+    >>> task = Task("two", np.array(["a", "b"]), np.array([0, 1]), ("no", "yes"), splits=np.array(["train", "test"]))
+    >>> len(task), task.select(split="train").ids.tolist(), task.captions.tolist()
+    (2, ['a'], ['no', 'yes'])
     """
 
     name: str
     ids: Shaped[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    captions: Shaped[np.ndarray, " n"]
-    domains: Shaped[np.ndarray, " n"]
-    splits: Shaped[np.ndarray, " n"]
+    # Not None once it is made.
+    captions: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
+    domains: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
+    splits: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
     image_data: Shaped[np.ndarray, "n ..."] | LazyImages | None = None
 
     def __post_init__(self) -> None:
-        _require_labels(self.name, self.ids, self.labels, self.num_classes)
-        for column in ("captions", "domains", "splits", "image_data"):
+        owner, labels, k = f"Task {self.name!r}", self.labels, self.num_classes
+        for column in ("labels", "captions", "domains", "splits", "image_data"):
             values = getattr(self, column)
-            if values is not None:
-                _require_length(self.name, column.removesuffix("_data"), values, self.ids)
-        require_unique_ids(self.ids, f"Task {self.name!r}")
+            if values is not None and len(values) != len(self.ids):
+                expected = f"expected {len(self.ids)} {column.removesuffix('_data')}, one per id"
+                raise InvalidInputError(f"{owner}: {expected}, but got {len(values)}.")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < k):
+            raise InvalidInputError(f"{owner}: expected labels in 0..{k - 1}, but got {labels.min()}..{labels.max()}.")
+        require_unique_ids(self.ids, owner)
+        try:
+            "".join(self.ids.tolist()).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"{owner}: expected ids of Unicode text, but got {error}; rename it.") from error
+        if self.captions is None:
+            names = np.array([name.replace("_", " ") for name in self.class_names], dtype=np.str_)
+            object.__setattr__(self, "captions", names[labels])
+        if self.domains is None:
+            object.__setattr__(self, "domains", np.full(len(labels), "all"))
+        if self.splits is None:
+            object.__setattr__(self, "splits", splits_by_id(self.ids, labels))
+        if len(wrong := np.setdiff1d(self.splits, ["train", "test"])):
+            raise InvalidInputError(f"{owner}: expected splits train and test, but got {str(wrong[0])!r}; rename it.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -154,48 +171,15 @@ def task_from_arrays(
         numbers, names = classes_of(np.asarray(labels))
     except ValueError as error:
         raise InvalidInputError(f"Expected labels as whole numbers or texts, got {error}.") from error
-    return make_task(
+    written = {"captions": values if texts else captions, "domains": domains, "splits": splits}
+    return Task(
         name,
         ids=numbered_ids(len(values)) if ids is None else np.asarray(ids).astype(np.str_),
         labels=numbers,
-        class_names=names if class_names is None else class_names,
-        captions=values if texts else None if captions is None else np.asarray(captions),
-        domains=None if domains is None else np.asarray(domains),
-        splits=None if splits is None else np.asarray(splits),
+        class_names=names if class_names is None else tuple(class_names),
         image_data=None if texts else _as_rgb(values),
+        **{column: np.asarray(given) for column, given in written.items() if given is not None},
     )
-
-
-def make_task(
-    name: str,
-    *,
-    ids: Shaped[np.ndarray, " n"],
-    labels: Int64[np.ndarray, " n"],
-    class_names: Sequence[str],
-    captions: Shaped[np.ndarray, " n"] | None = None,
-    domains: Shaped[np.ndarray, " n"] | None = None,
-    splits: Shaped[np.ndarray, " n"] | None = None,
-    image_data: Shaped[np.ndarray, "n ..."] | LazyImages | None = None,
-) -> Task:
-    """A Task of what a data set has: the caption of an image is else its class, the domain "all", a quarter is "test".
-
-    Raises InvalidInputError as `Task` does, for splits other than "train" and "test", and for ids that are no Unicode
-    text, such as names of files in an encoding of old.
-    """
-    try:
-        "".join(ids.tolist()).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(f"Task {name!r}: expected ids of Unicode text, but got {error}; rename it.") from error
-    _require_labels(name, ids, labels, len(class_names))  # before they are counted on
-    if splits is None:
-        splits = splits_by_id(ids, labels)
-    if len(wrong := np.setdiff1d(splits, ["train", "test"])):
-        raise InvalidInputError(f"Task {name!r}: expected splits train and test, but got {str(wrong[0])!r}; rename it.")
-    if captions is None:
-        captions = np.array([class_name.replace("_", " ") for class_name in class_names], dtype=np.str_)[labels]
-    if domains is None:
-        domains = np.full(len(ids), "all")
-    return Task(name, ids, labels, tuple(class_names), captions, domains, splits, image_data)
 
 
 def require_unique_ids(ids: Shaped[np.ndarray, " n"], owner: str) -> None:
@@ -267,19 +251,6 @@ def classes_of(values: Sequence[Any] | Shaped[np.ndarray, " n"]) -> tuple[Int64[
 def numbered_ids(count: int, prefix: str = "") -> NDArray[np.str_]:
     """Ids (N,) of rows that have none: their numbers, from 0, after `prefix`."""
     return np.array([f"{prefix}{row:09d}" for row in range(count)], dtype=np.str_)
-
-
-def _require_labels(name: str, ids: NDArray[Any], labels: NDArray[np.int64], num_classes: int) -> None:
-    _require_length(name, "labels", labels, ids)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise InvalidInputError(
-            f"Task {name!r}: expected labels in 0..{num_classes - 1}, but got {labels.min()}..{labels.max()}."
-        )
-
-
-def _require_length(name: str, column: str, values: Any, ids: NDArray[Any]) -> None:
-    if len(values) != len(ids):
-        raise InvalidInputError(f"Task {name!r}: expected {len(ids)} {column}, one per id, but got {len(values)}.")
 
 
 def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ def test_pictures_are_decoded_by_pillow_alone_and_bounded(data):
             b"\x89PNG\r\n\x1a\n" + len(header[4:]).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
         )
     texts = np.array(["a"])
-    task = Task("t", texts, np.array([0]), ("c",), texts, texts, texts, np.array([data], object))
+    task = Task("t", texts, np.array([0]), ("c",), texts, texts, np.array(["train"]), np.array([data], object))
     with pytest.raises(DataFileError, match="the image of sample 'a' does not decode"):
         task.inputs(slice(None))
 
