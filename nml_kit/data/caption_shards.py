@@ -54,13 +54,7 @@ FROM samples LEFT JOIN (SELECT sample, source FROM exchanged) USING (sample) ORD
 
 
 def inject_caption_noise_into_shards(
-    pattern: str | Path,
-    out: str | Path,
-    ratio: float,
-    *,
-    seed: int,
-    caption: str = "txt",
-    progress: bool = True,
+    pattern: str | Path, out: str | Path, ratio: float, *, seed: int, caption: str = "txt", progress: bool = True
 ) -> Path:
     """Copy shards to the directory `out`, where ⌊ratio · N + ½⌋ of all N samples have exchanged captions.
 
@@ -147,13 +141,14 @@ def _write_all(plan: "CaptionPlan", paths: Sequence[Path], out: Path, settings: 
             captions = shard_captions(path, settings["caption"])
             plan.add_shard(number, path.name, file_digest(path), captions, settings["seed"])
     plan.decide(settings["ratio"])
-    digests, written = plan.digests(), plan.written()
+    digests = plan.digests()
+    written = {shard for (shard,) in plan.run("SELECT shard FROM shards WHERE written").fetchall()}
     for number, path in enumerate(tqdm(paths, "writing shards", unit="shard", disable=not progress)):
         _require_unchanged([path], digests)
         if number not in written or not (out / path.name).exists():
             write_shard(path, out / path.name, plan.new_captions(number))
-            plan.mark_written(number)
-    samples, changed = plan.counts()
+            plan.run("UPDATE shards SET written = true WHERE shard = ?", number)
+    samples, changed = plan.number("SELECT count(*) FROM samples"), plan.number("SELECT count(*) FROM exchanged")
     about = {name: settings[name] for name in ("version", "seed", "caption")}
     about |= {"requested_ratio": settings["ratio"], "realised_ratio": changed / max(samples, 1)}
     notes = json.dumps(about | {"samples": samples, "changed": changed}, sort_keys=True)
@@ -213,31 +208,25 @@ class CaptionPlan:
     def __init__(self, database: Any) -> None:
         self._database = database
 
+    def run(self, statement: str, *values: object) -> Any:
+        return self._database.execute(statement, values or None)
+
+    def number(self, query: str) -> int:
+        return int(self.run(query).fetchall()[0][0])
+
     def digests(self) -> dict[str, str]:
         """The sha256 of each shard that was read, by name."""
-        return dict(self._run("SELECT name, sha256 FROM shards").fetchall())
-
-    def written(self) -> set[int]:
-        """The shards whose copies are whole."""
-        return {shard for (shard,) in self._run("SELECT shard FROM shards WHERE written").fetchall()}
-
-    def counts(self) -> tuple[int, int]:
-        """How many samples there are, and how many of them get another caption."""
-        return self._number("SELECT count(*) FROM samples"), self._number("SELECT count(*) FROM exchanged")
+        return dict(self.run("SELECT name, sha256 FROM shards").fetchall())
 
     def add_shard(self, shard: int, name: str, digest: str, captions: Iterable[Caption], seed: int) -> None:
         """Keep the caption of each sample of a shard, all or none of them."""
-        self._run("BEGIN")  # what is not committed when the database is closed, is not kept
-        first, captions = self._number("SELECT count(*) FROM samples"), iter(captions)
+        self.run("BEGIN")  # what is not committed when the database is closed, is not kept
+        first, captions = self.number("SELECT count(*) FROM samples"), iter(captions)
         while batch := list(islice(captions, _BATCH)):
             self._database.from_arrow(_hashed(batch, first, shard, seed)).insert_into("samples")
             first += len(batch)
-        self._run("INSERT INTO shards VALUES (?, ?, ?, false)", shard, name, digest)
-        self._run("COMMIT")
-
-    def mark_written(self, shard: int) -> None:
-        """Keep that the copy of a shard is whole."""
-        self._run("UPDATE shards SET written = true WHERE shard = ?", shard)
+        self.run("INSERT INTO shards VALUES (?, ?, ?, false)", shard, name, digest)
+        self.run("COMMIT")
 
     def decide(self, ratio: float) -> None:
         """Decide all, unless it is: exactly what `inject_caption_noise` decides of the same keys, captions and ratio.
@@ -245,45 +234,39 @@ class CaptionPlan:
         Captions are the same text if they are so without white space around them, as a task reads them.
         Raises InvalidInputError as that does, and for a key that occurs twice.
         """
-        if self._number("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'exchanged'"):
+        if self.number("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'exchanged'"):
             return
-        for key, shard, other in self._run(_REPEATED_KEY).fetchall():
+        for key, shard, other in self.run(_REPEATED_KEY).fetchall():
             raise InvalidInputError(
                 f"Expected unique keys in all shards, got {key!r} twice, in {shard} and {other}; rename samples."
             )
-        count = changed_count(ratio, self._number("SELECT count(*) FROM samples"))
-        self._run("CREATE TEMP TABLE ranked AS SELECT sample, place, text FROM samples ORDER BY selection, place")
-        self._run("CREATE TEMP TABLE chosen AS SELECT * FROM ranked WHERE rowid < ?", count)
+        count = changed_count(ratio, self.number("SELECT count(*) FROM samples"))
+        self.run("CREATE TEMP TABLE ranked AS SELECT sample, place, text FROM samples ORDER BY selection, place")
+        self.run("CREATE TEMP TABLE chosen AS SELECT * FROM ranked WHERE rowid < ?", count)
         # `nested_prefix` leaves a text out for later only while it fills half of what is chosen, else it is the first.
-        if count and 2 * self._number(_LARGEST_GROUP) >= count:
-            captions = self._run("SELECT caption FROM ranked JOIN samples USING (sample) ORDER BY ranked.rowid")
+        if count and 2 * self.number(_LARGEST_GROUP) >= count:
+            captions = self.run("SELECT caption FROM ranked JOIN samples USING (sample) ORDER BY ranked.rowid")
             chosen = nested_prefix([caption.strip() for (caption,) in captions.fetchall()], count)
-            self._run("CREATE OR REPLACE TEMP TABLE picks (rank BIGINT)")
+            self.run("CREATE OR REPLACE TEMP TABLE picks (rank BIGINT)")
             self._database.from_arrow(pa.table({"rank": pa.array(chosen, pa.int64())})).insert_into("picks")
-            self._run("DELETE FROM chosen")
-            self._run("INSERT INTO chosen SELECT ranked.* FROM ranked JOIN picks ON ranked.rowid = rank")
-        self._run(_ORDERED)
-        self._run(_EXCHANGED, self._number(_LARGEST_GROUP), max(count, 1))
+            self.run("DELETE FROM chosen")
+            self.run("INSERT INTO chosen SELECT ranked.* FROM ranked JOIN picks ON ranked.rowid = rank")
+        self.run(_ORDERED)
+        self.run(_EXCHANGED, self.number(_LARGEST_GROUP), max(count, 1))
 
     def new_captions(self, shard: int) -> Iterator[tuple[int, str]]:
         """Where the caption of each sample of one shard is that gets another, in that order, and the other caption.
 
         Nothing else may be asked for meanwhile.
         """
-        rows = self._run("SELECT byte, caption FROM exchanged WHERE shard = ? ORDER BY byte", shard)
+        rows = self.run("SELECT byte, caption FROM exchanged WHERE shard = ? ORDER BY byte", shard)
         while batch := rows.fetchmany(_BATCH):
             yield from batch
 
     def write_record(self, path: Path, metadata: str) -> None:
         """Write id, source (the id whose caption it has now) and changed of all samples, sorted by id, as Parquet."""
         file, notes = (text.replace("'", "''") for text in (str(path), metadata))
-        self._run(f"COPY ({_RECORD_ROWS}) TO '{file}' (FORMAT parquet, KV_METADATA {{nml_kit: '{notes}'}})")
-
-    def _run(self, statement: str, *values: object) -> Any:
-        return self._database.execute(statement, values or None)
-
-    def _number(self, query: str) -> int:
-        return int(self._run(query).fetchall()[0][0])
+        self.run(f"COPY ({_RECORD_ROWS}) TO '{file}' (FORMAT parquet, KV_METADATA {{nml_kit: '{notes}'}})")
 
 
 def _hashed(batch: Sequence[Caption], first: int, shard: int, seed: int) -> pa.Table:

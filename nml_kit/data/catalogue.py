@@ -93,26 +93,19 @@ def _torchvision(known: KnownSet, root: Path, download: bool, **options: Any) ->
 
 def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
     """A set of torchvision whose images are files; ids are paths below `root`."""
-    items: list[tuple[str, int]] = []
-    roles: list[str] = []
-    classes: list[str] = []
+    rows: list[tuple[str, int, str]] = []
     for split, use in known.parts.items():
         if known.source == "OxfordIIITPet":  # its class takes no loader
             data = _torchvision(known, root, download, split=split)
-            items += zip(data._images, data._labels, strict=True)
+            items = zip(data._images, data._labels, strict=True)
         else:  # the loader returns the path, all that an item is here
             data = _torchvision(known, root, download, split=split, loader=os.fspath)
-            items += [data[row] for row in range(len(data))]
-        roles += [use] * (len(items) - len(roles))
-        classes = classes or data.classes
-    return Task(
-        known.source,
-        ids=np.array([Path(file).relative_to(root).as_posix() for file, _ in items]),
-        labels=np.array([label for _, label in items], dtype=np.int64),
-        class_names=tuple(classes),
-        splits=np.array(roles),
-        image_data=image_files([file for file, _ in items]),
-    )
+            items = (data[row] for row in range(len(data)))
+        rows += [(file, label, use) for file, label in items]
+    files, labels, roles = zip(*rows, strict=True)
+    ids = np.array([Path(file).relative_to(root).as_posix() for file in files])
+    columns = {"labels": np.array(labels, dtype=np.int64), "splits": np.array(roles), "image_data": image_files(files)}
+    return Task(known.source, ids, class_names=tuple(data.classes), **columns)
 
 
 def _read_folders(known: KnownSet, root: Path, download: bool) -> Task:
@@ -121,14 +114,6 @@ def _read_folders(known: KnownSet, root: Path, download: bool) -> Task:
         _torchvision(known, root, download)
     skip = ["BACKGROUND_Google"]  # of Caltech-101
     return read_class_folders(root / known.folder, name=known.source or None, skip=skip)
-
-
-def _read_variant(known: KnownSet, root: Path, _: bool) -> Task:
-    return read_imagenet_variant(root, root / known.folder, known.name, numbered=known.name == "imagenet-v2")
-
-
-def _read_domains(known: KnownSet, root: Path, _: bool) -> Task:
-    return read_listed_domains(root / known.folder, DOMAINS)
 
 
 def _read_pixels(known: KnownSet, root: Path, download: bool) -> Task:
@@ -169,9 +154,9 @@ def _numbered_task(known: KnownSet, labels: Sequence[Any], classes: Sequence[str
     sizes = list(map(len, labels))
     return Task(
         known.source,
-        ids=np.array([f"{split}/{row:06d}" for split, n in zip(known.parts, sizes, strict=True) for row in range(n)]),
-        labels=np.concatenate(labels).astype(np.int64),
-        class_names=tuple(classes),
+        np.array([f"{split}/{row:06d}" for split, n in zip(known.parts, sizes, strict=True) for row in range(n)]),
+        np.concatenate(labels).astype(np.int64),
+        tuple(classes),
         splits=np.repeat(list(known.parts.values()), sizes),
         image_data=image_data,
     )
@@ -186,7 +171,6 @@ def _read_texts(known: KnownSet, root: Path, download: bool) -> Task:
         config=None if saved else config or None,
         name=known.name,
         inputs=known.inputs,
-        label="label",
         class_names=known.class_names,
         splits=known.parts,
     )
@@ -197,8 +181,8 @@ _READERS: dict[str, Callable[[KnownSet, Path, bool], Task]] = {
     "folders": _read_folders,
     "pixels": _read_pixels,
     "pcam": _read_pcam,
-    "variant": _read_variant,
-    "domains": _read_domains,
+    "variant": lambda known, root, _: read_imagenet_variant(root, root / known.folder, known.name),
+    "domains": lambda known, root, _: read_listed_domains(root / known.folder, DOMAINS),
     "texts": _read_texts,
 }
 

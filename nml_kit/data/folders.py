@@ -13,11 +13,7 @@ from nml_kit.errors import DataFileError
 from nml_kit.store import stays_inside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_TRAIN_NAMES, _VALIDATION_NAMES, _TEST_NAMES = (
-    ("train", "training"),
-    ("val", "valid", "validation"),
-    ("test", "testing"),
-)
+_TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"}
 
 
 def official_splits(names: Sequence[str]) -> dict[str, str]:
@@ -29,19 +25,18 @@ def official_splits(names: Sequence[str]) -> dict[str, str]:
     >>> official_splits(["train", "val"]), official_splits(["train", "val", "test"])["val"]
     ({'train': 'train', 'val': 'test'}, 'train')
     """
-    complete = set(names) & set(_TEST_NAMES) and set(names) & set(_TRAIN_NAMES)
-    roles = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(_TEST_NAMES, "test")
-    roles |= dict.fromkeys(_VALIDATION_NAMES, "train" if complete else "test")
+    is_complete = _TEST & set(names) and _TRAIN & set(names)
+    for_training = _TRAIN | (_VALIDATION if is_complete else set())
+    roles = dict.fromkeys(_TEST | _VALIDATION, "test") | dict.fromkeys(for_training, "train")
     return {name: roles[name] for name in names if name in roles}
 
 
 def read_class_folders(root: str | Path, *, name: str | None = None, skip: Sequence[str] = ()) -> Task:
     """A Task from folders of images, one a class: `root/CLASS/…`, or `root/train/CLASS/…`, `root/val/CLASS/…`, ….
 
-    Classes are the folders' names, sorted, without those to `skip`; ids are the paths below `root`.
-    Splits are those of `official_splits`; without such folders a quarter is set apart for test by a hash of the ids.
-    A test folder without class folders, as ImageNet has, is left out if val has them.
-    Files are read when asked for. Raises DataFileError if a folder is missing or holds no images.
+    Classes are the folders' names, sorted, without those to `skip`; ids are the paths below `root`; splits are those of
+    `official_splits`. A test folder without class folders, as ImageNet has, is left out if val has them.
+    Raises DataFileError if a folder is missing or holds no images.
     """
     root = Path(root)
     split_folders = list(official_splits([path.name for path in _subfolders(root)]))
@@ -51,38 +46,29 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
         _class_folders(root / flat[-1], skip)
     folders = {split: _class_folders(root / split, skip) for split in splits} or {"": _class_folders(root, skip)}
     classes = sorted({name for names in folders.values() for name in names})
-    ids: list[str] = []
-    labels: list[int] = []
-    roles: list[str] = []
-    for split, names in folders.items():
-        for class_name in names:
-            files = list(_images_below(root / split / class_name, root))
-            if not files:
-                raise DataFileError(
-                    f"{root / split / class_name}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class "
-                    f"{class_name!r}, got none; delete the folder or restore its files."
-                )
-            ids += files
-            labels += [classes.index(class_name)] * len(files)
-            roles += [splits.get(split, "")] * len(files)
-    return Task(
-        name or root.name,
-        ids=np.array(ids),
-        labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(classes),
-        splits=np.array(roles) if splits else None,
-        image_data=image_files([root / file for file in ids]),
-    )
+    rows = []
+    for split, class_name in ((split, name) for split, names in folders.items() for name in names):
+        files = list(_images_below(root / split / class_name, root))
+        if not files:
+            raise DataFileError(
+                f"{root / split / class_name}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class "
+                f"{class_name!r}, got none; delete the folder or restore its files."
+            )
+        rows += [(file, classes.index(class_name), splits.get(split)) for file in files]
+    ids, labels, roles = zip(*rows, strict=True)
+    more = {"splits": np.array(roles)} if splits else {}
+    images = image_files([root / file for file in ids])
+    return Task(name or root.name, np.array(ids), np.array(labels, np.int64), tuple(classes), image_data=images, **more)
 
 
-def read_imagenet_variant(root: Path, folder: Path, name: str, *, numbered: bool = False) -> Task:
-    """A test set in class folders with ImageNet's labels: named by WordNet ids, or `numbered` 0 to 999 (V2).
+def read_imagenet_variant(root: Path, folder: Path, name: str) -> Task:
+    """A test set in class folders with ImageNet's labels: named by WordNet ids, or numbered 0 to 999 (V2).
 
     All samples are "test"; `class_names` are those of ImageNet, also where the set has some of the classes only (R, A;
     published accuracies on those choose among their 200 classes alone).
     Raises DataFileError for a folder that is no class of ImageNet.
     """
-    classes = _imagenet_classes(root)
+    classes, numbered = _imagenet_classes(root), name == "imagenet-v2"
     task = read_class_folders(folder, name=name)
     known = [str(number) for number in range(len(classes))] if numbered else classes
     if unknown := [class_name for class_name in task.class_names if class_name not in known]:
@@ -101,7 +87,7 @@ def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None) 
     """
     root = Path(root)
     if domains is None:
-        domains = sorted({file.name.removesuffix(".txt").rpartition("_")[0] for file in _split_files(root)})
+        domains = sorted({file.name.removesuffix(".txt").rpartition("_")[0] for file in split_files(root)})
     names: dict[int, str] = {}
     rows = [
         (file, label, domain, split)
@@ -114,21 +100,17 @@ def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None) 
     files, labels, domain_of, split_of = zip(*rows, strict=True)
     return Task(
         root.name,
-        ids=np.array(files),
-        labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(names.get(number, f"class {number}") for number in range(max(names) + 1)),
+        np.array(files),
+        np.array(labels, dtype=np.int64),
+        tuple(names.get(number, f"class {number}") for number in range(max(names) + 1)),
         domains=np.array(domain_of),
         splits=np.array(split_of),
         image_data=image_files([root / file for file in files]),
     )
 
 
-def has_listed_domains(root: Path) -> bool:
-    """Whether a folder holds DomainNet's split files."""
-    return bool(_split_files(root))
-
-
-def _split_files(root: Path) -> list[Path]:
+def split_files(root: Path) -> list[Path]:
+    """DomainNet's split files in a folder."""
     return [*root.glob("*_train.txt"), *root.glob("*_test.txt")]
 
 

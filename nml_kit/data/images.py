@@ -5,8 +5,9 @@ import io
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,6 @@ class ImageSource:
         raise NotImplementedError
 
     def size(self, number: int) -> int:
-        """The number of bytes."""
         return len(_as_bytes(self.read(number)))
 
     def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
@@ -62,10 +62,7 @@ class LazyImages:
     source: ImageSource
     numbers: Int64[np.ndarray, " n"]
 
-    @property
-    def dtype(self) -> np.dtype[np.object_]:
-        """That of an array of bytes objects."""
-        return np.dtype(object)
+    dtype = np.dtype(object)  # that of an array of bytes objects
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -78,11 +75,9 @@ class LazyImages:
         return map(self.source.read, self.numbers.tolist())
 
     def place(self, row: int) -> str:
-        """Where the image of a row lies, for messages."""
         return self.source.place(int(self.numbers[row]))
 
     def stamp(self) -> Stamp | None:
-        """That of the files of all images."""
         return self.source.stamp(self.numbers)
 
     def digest(self) -> str:
@@ -107,13 +102,10 @@ class FileParts(ImageSource):
     sizes: Int64[np.ndarray, " n"]
 
     def read(self, number: int) -> bytes:
-        path, size = self.paths[self.path_of[number]], int(self.sizes[number])
-        try:
-            with Path(path).open("rb") as file:
-                file.seek(self.offsets[number])
-                content = file.read(size)
-        except (OSError, ValueError) as error:
-            raise DataFileError(f"Expected an image in {path}, got {error}; restore it.") from error
+        size = int(self.sizes[number])
+        with _explained(path := self.paths[self.path_of[number]]), Path(path).open("rb") as file:
+            file.seek(self.offsets[number])
+            content = file.read(size)
         if 0 <= size != len(content):
             raise DataFileError(f"{self.place(number)}: expected {size} bytes, got {len(content)}: it was cut short.")
         return content
@@ -124,10 +116,8 @@ class FileParts(ImageSource):
 
     def size(self, number: int) -> int:
         size, path = int(self.sizes[number]), self.paths[self.path_of[number]]
-        try:
+        with _explained(path):
             return size if size >= 0 else Path(path).stat().st_size
-        except (OSError, ValueError) as error:
-            raise DataFileError(f"Expected an image in {path}, got {error}; restore it.") from error
 
     def stamp(self, numbers: Int64[np.ndarray, " n"]) -> Stamp | None:
         path_of = self.path_of[numbers]
@@ -164,6 +154,14 @@ class JoinedImages(ImageSource):
         return Stamp(digest, max(stamp.changed for stamp in known))
 
 
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataFileError(f"Expected an image in {path}, got {error}; restore it.") from error
+
+
 def image_files(paths: Sequence[str | Path]) -> LazyImages:
     """The images in `paths`, (N,); a path may be relative to the present directory, the result is not."""
     numbers = np.arange(len(paths))
@@ -191,7 +189,6 @@ def remembered(stamp_of: Callable[[], Stamp | None], compute: Callable[[], str])
     """`compute()`, the digest of files: read from $NML_HOME if it is there for the very same files, sizes and times.
 
     Only what was last changed a minute before is remembered: a change within one tick of a clock would not be seen.
-    What it stands for is the content alone; files that are moved or touched are read again, to the same digest.
     """
     stamp = stamp_of()
     if stamp is None:
@@ -211,12 +208,9 @@ def remembered(stamp_of: Callable[[], Stamp | None], compute: Callable[[], str])
 
 def file_digest(path: Path) -> str:
     """The sha256 of a file, remembered."""
-
-    def read() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return remembered(lambda: stamp_files([str(path.absolute())]), read)
+    with path.open("rb") as file:
+        stamp = partial(stamp_files, [str(path.absolute())])
+        return remembered(stamp, lambda: hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def decode_images(images: Any, ids: Shaped[np.ndarray, " n"], name: str) -> Shaped[np.ndarray, "n ..."]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nml_kit.data.catalogue import KnownSet, datasets_dir, is_known, is_present, known_sets, read_known
-from nml_kit.data.folders import has_listed_domains, read_class_folders, read_listed_domains
+from nml_kit.data.catalogue import datasets_dir, is_known, is_present, known_sets, read_known
+from nml_kit.data.folders import read_class_folders, read_listed_domains, split_files
 from nml_kit.data.images import JoinedImages, LazyImages
 from nml_kit.data.shards import read_shards
 from nml_kit.data.tables import TABLE_SUFFIXES, is_saved_to_disk, read_hub, read_table_task
@@ -32,12 +32,11 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
 
     Names: a shipped task; a data set of the study as "cifar10", "imagenet-r", "domainnet:real,sketch" or "glue:sst2"
     (`nml datasets` lists them), from below `root` (default: $NML_DATASETS), where `download` puts what torchvision can
-    fetch; "hf:owner/name" or "hf:owner/name/config", a data set of the Hugging Face hub (`read_hub`).
-    Paths: a .csv, .tsv or .parquet table with the columns `label`, and `image` or `text` (`read_table_task`); a folder
-    of images, one folder a class, with or without `train` and `val` or `test` above them (`read_class_folders`); a
-    folder with split files as DomainNet has (`read_listed_domains`); WebDataset shards by a brace pattern as
-    "in-{000..005}.tar" (`read_shards`); a directory of `save_to_disk` of Hugging Face `datasets`, or "hf:" before any
-    directory that it reads.
+    fetch; "hf:owner/name" or "hf:owner/name/config", a data set of the Hugging Face hub.
+    Paths: a .csv, .tsv or .parquet table with the columns `label`, and `image` or `text`; images in one folder a class,
+    with or without `train` and `val` or `test` above them; a folder with split files as DomainNet has; WebDataset
+    shards by a brace pattern as "in-{000..005}.tar"; a directory of `save_to_disk` of Hugging Face `datasets`, or
+    "hf:" before any directory that it reads.
     Several, joined by "+" as "imagenet+imagenet-r", are one task with a domain each (`join_tasks`).
     Files of images are read when their pixels are asked for. For a shipped task `root` replaces the directory of the
     shipped data.
@@ -64,7 +63,7 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
     if path.is_dir():
         if is_saved_to_disk(path):
             return read_hub(path)
-        return read_listed_domains(path) if has_listed_domains(path) else read_class_folders(path)
+        return read_listed_domains(path) if split_files(path) else read_class_folders(path)
     if path.is_file():
         raise InvalidInputError(
             f"Expected a file that ends in {', '.join(TABLE_SUFFIXES)} or .tar, or a folder, got {path}."
@@ -76,29 +75,18 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
 
 def dataset_rows(root: str | Path | None = None) -> list[dict[str, Any]]:
     """What each name stands for: use, classes, splits, licence, citation, where it lies, and whether it is there."""
-    below = Path(root) if root is not None else datasets_dir()
-    return [*map(_shipped_row, SHIPPED_TASKS), *(_known_row(known, below) for known in known_sets().values())]
-
-
-def _shipped_row(name: str) -> dict[str, Any]:
-    path = data_dir() / f"{name}.parquet"
-    return {
-        "name": name,
-        "use": "shipped",
-        "classes": read_table_task(path).num_classes if path.exists() else None,
-        "splits": "train; test",
-        "licence": "see data/LICENSES",
-        "citation": "data/README.md",
-        "where": str(path),
-        "present": path.exists(),
-    }
-
-
-def _known_row(known: KnownSet, root: Path) -> dict[str, Any]:
-    columns = ("name", "use", "classes", "splits", "licence", "citation")
-    hub = f" or hf:{known.hub.replace(':', '/')}" if known.hub else ""
-    about = {column: getattr(known, column) for column in columns}
-    return about | {"where": f"{root / known.folder}{hub}", "present": is_present(known, root)}
+    below, rows = Path(root) if root is not None else datasets_dir(), []
+    for name in SHIPPED_TASKS:
+        path = data_dir() / f"{name}.parquet"
+        about = {"splits": "train; test", "licence": "see data/LICENSES", "citation": "data/README.md"}
+        classes = read_table_task(path).num_classes if path.exists() else None
+        about = {"name": name, "use": "shipped", "classes": classes, **about}
+        rows.append(about | {"where": str(path), "present": path.exists()})
+    for known in known_sets().values():
+        about = {column: getattr(known, column) for column in about if column not in ("where", "present")}
+        hub = f" or hf:{known.hub.replace(':', '/')}" if known.hub else ""
+        rows.append(about | {"where": f"{below / known.folder}{hub}", "present": is_present(known, below)})
+    return rows
 
 
 def _hub_task(source: str) -> Task:
@@ -133,13 +121,11 @@ def join_tasks(tasks: Sequence[Task], *, name: str = "") -> Task:
             )
     return Task(
         name or "+".join(names),
-        ids=np.array([f"{task.name}/{sample_id}" for task in tasks for sample_id in task.ids.tolist()]),
-        labels=np.concatenate([task.labels for task in tasks]),
+        np.array([f"{task.name}/{sample_id}" for task in tasks for sample_id in task.ids.tolist()]),
         class_names=tasks[0].class_names,
-        captions=np.concatenate([task.captions for task in tasks]),
         domains=np.repeat(names, list(map(len, tasks))),
-        splits=np.concatenate([task.splits for task in tasks]),
         image_data=None if kinds == {True} else _joined_images([task.image_data for task in tasks]),
+        **{key: np.concatenate([getattr(task, key) for task in tasks]) for key in ("labels", "captions", "splits")},
     )
 
 

@@ -1,8 +1,8 @@
 """WebDataset shards: tars of images with captions or labels beside them, read by the offset of each image."""
 
-import io
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -190,10 +190,7 @@ def write_shard(path: Path, target: Path, texts: Iterable[tuple[int, str]]) -> N
             member.pax_headers = {name: text for name, text in member.pax_headers.items() if name != "size"}  # it wins
             copy.write(member.tobuf(tarfile.PAX_FORMAT, tarfile.ENCODING, "surrogateescape"))
             copy.write(content.ljust(_whole_blocks(len(content)), tarfile.NUL))
-        place = source.tell()
-        rest = source.seek(0, io.SEEK_END) - place
-        source.seek(place)
-        _copy(source, copy, rest)
+        shutil.copyfileobj(source, copy, _CHUNK)
 
 
 def _note(content: bytes, expected: str, suffix: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,10 @@ def read_table_task(path: Path) -> Task:
 
     An image is the path of a file, from the table's folder, or encoded bytes (in Parquet, also as Hugging Face keeps
     them). Labels are numbers in 0..K−1 (their names are read where Hugging Face wrote them) or texts. Optional are
-    `split` (train and test; else a quarter is set apart by a hash of the ids), `domain`, `id` (else the image's path,
-    or the row's number) and `caption`. The shipped data, which have `class_names` in their metadata, have them all.
-    Raises DataFileError naming a missing column, or if the file is not whole.
+    `split`, `domain`, `id` (else the image's path, or the row's number) and `caption`. The shipped data, which have
+    `class_names` in their metadata, have them all.
     """
-    table = _read_delimited(path) if path.suffix in (".csv", ".tsv") else _read_parquet(path)
+    table = _read_table(path)
     columns = table.column_names
     is_shipped = b"class_names" in (table.schema.metadata or {})
     inputs = "image" if "image" in columns else "caption" if is_shipped else "text"
@@ -63,10 +63,15 @@ def read_table_task(path: Path) -> Task:
     return Task(path.stem, ids, labels, tuple(written_names or class_names), image_data=image_data, **optional)
 
 
-def _read_delimited(path: Path) -> pa.Table:
-    """A CSV or TSV file; every column but `label` is text, so that an id such as 007 stays."""
-    tabs = path.suffix == ".tsv"
+def _read_table(path: Path) -> pa.Table:
+    """The whole table; of a CSV or TSV file every column but `label` is text, so that an id such as 007 stays."""
+    kind = "table with a line of column names" if path.suffix != ".parquet" else "whole Parquet file"
     try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path, partitioning=None)
+            table.validate(full=True)
+            return table
+        tabs = path.suffix == ".tsv"
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline().rstrip("\r\n")
         columns = [name.strip('"') for name in header.split("\t" if tabs else ",")]
@@ -79,23 +84,8 @@ def _read_delimited(path: Path) -> pa.Table:
             convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
         )
     except _TABLE_ERRORS as error:
-        raise DataFileError(f"Expected a table with a line of column names in {path}, got {error}.") from error
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    if not path.is_file():
         raise DataFileError(
-            f"Data file {path} is missing; expected the shipped Parquet file there. "
-            "Restore it from the repository or set NML_DATA to the directory that holds it."
-        )
-    try:
-        table = pq.read_table(path, partitioning=None)
-        table.validate(full=True)
-        return table
-    except _TABLE_ERRORS as error:
-        raise DataFileError(
-            f"Data file {path} ({path.stat().st_size} bytes) is not a whole Parquet file: {error}. "
-            "It may have been cut short; restore it from the repository."
+            f"Expected a {kind} at {path}, got {error}; restore it, or set NML_DATA to where the shipped data are."
         ) from error
 
 
@@ -141,11 +131,10 @@ def _written_names(metadata: Mapping[bytes, bytes]) -> list[str] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("class names that are no list of texts")
         return names
-    try:
+    with suppress(ValueError, LookupError, TypeError):
         names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +166,6 @@ def read_hub(
     config: str | None = None,
     name: str | None = None,
     inputs: Sequence[str] = (),
-    label: str = "",
     class_names: Sequence[str] = (),
     splits: Mapping[str, str] | None = None,
 ) -> Task:
@@ -185,16 +173,14 @@ def read_hub(
 
     `inputs`: the column of images, or of texts; default: the one `Image` column, else all columns of text. Texts of
     two columns, as GLUE's pairs, are joined by PAIR_SEPARATOR, a line break. Columns `domain`, and `caption` of images,
-    are kept. `label`: default "label", "labels", or the one `ClassLabel` column; `class_names` are what its classes are
-    called here; the same names in another order number them anew.
+    are kept. Labels are the column "label" or "labels", or the one `ClassLabel` column; `class_names` are what its
+    classes are called here; the same names in another order number them anew.
     `splits` says which of its splits are "train" and "test"; default: `official_splits` of the first part of their
     names (validation_matched is a validation split). Rows whose label is hidden (−1 or none) are left out, and splits
-    that have only such; what is "test" is decided after that.
-    Raises MissingDependencyError without `datasets`, DataFileError if it cannot be read, InvalidInputError if the
-    columns are not clear.
+    that have only such; what is "test" is decided after that. Raises InvalidInputError if the columns are not clear.
     """
     parts = _all_splits(source, config)
-    label = _label_column(next(iter(parts.values())), label)
+    label = _label_column(next(iter(parts.values())))
     parts = {split: labelled for split, rows in parts.items() if len(labelled := _labelled(rows, label))}
     roles = dict(splits) if splits is not None else _roles(list(parts))
     if missing := [split for split in roles or ["train or test"] if split not in parts]:
@@ -217,13 +203,11 @@ def _all_splits(source: str | Path, config: str | None) -> dict[str, Any]:
     return dict(data) if isinstance(data, dict) else {str(data.split or "all"): data}
 
 
-def _label_column(rows: Any, label: str) -> str:
+def _label_column(rows: Any) -> str:
     classes = [name for name, kind in rows.features.items() if type(kind).__name__ == "ClassLabel"]
-    columns = [name for name in ([label] if label else ["label", "labels"]) if name in rows.features] or classes
+    columns = [name for name in ("label", "labels") if name in rows.features] or classes
     if len(columns) != 1:
-        raise InvalidInputError(
-            f"Expected one column of labels, got {', '.join(rows.features)}; name it: read_hub(…, label=…)."
-        )
+        raise InvalidInputError(f"Expected one column of labels, got {', '.join(rows.features)}; name it label.")
     return columns[0]
 
 

@@ -118,10 +118,7 @@ class Task:
         return replace(self, **{name: values[rows] for name, values in present.items()})
 
     def select(self, *, split: str | None = None, domains: Sequence[str] | None = None) -> "Task":
-        """The samples of one split and of some domains.
-
-        Raises UnknownNameError if `split` or a domain does not occur in the task.
-        """
+        """The samples of one split and of some domains; UnknownNameError for one that does not occur."""
         return self.take(select_rows(self.splits, self.domains, split=split, domains_wanted=domains))
 
     def limit(self, *, classes: int | None = None, train_per_class: int | None = None, seed: int) -> "Task":
@@ -212,9 +209,7 @@ def select_rows(
 
 
 def splits_by_id(ids: Shaped[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Splits (N,) for a set that comes without: a quarter of each class for "test", drawn by a hash of the ids.
-
-    Neither order nor place of the samples counts. At least one of a class stays in "train".
+    """Splits (N,) for a set without: a quarter of each class is "test", by a hash of the ids, whatever their order.
 
     >>> splits_by_id(np.array(["a", "b", "c", "d"]), np.array([0, 0, 0, 0])).tolist()
     ['train', 'train', 'train', 'test']

@@ -20,8 +20,8 @@ def add_control(
     of a figure leave each other alone.
     """
     data = [[_leaves(trace.to_plotly_json()) for trace in view.data] for view in views.values()]
-    layouts = [_leaves({key: part for key, part in view.layout.to_plotly_json().items() if key not in _KEPT})
-               for view in views.values()]  # fmt: skip
+    layouts = [view.layout.to_plotly_json() for view in views.values()]
+    layouts = [_leaves({key: part for key, part in layout.items() if key not in _KEPT}) for layout in layouts]
     traces = sorted({path for of_trace in zip(*data, strict=True) for path in _differing(of_trace)})
     paths, entries = _differing(layouts), []
     for label, of_view, layout in zip(views, data, layouts, strict=True):

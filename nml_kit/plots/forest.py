@@ -3,7 +3,7 @@
 A table that lacks a column is an InvalidInputError that names it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,10 @@ def claim_effects(verdicts: pd.DataFrame, *, title: str) -> go.Figure:
         return _no_effects(verdicts, title)
     row = (*PANEL, "objective") if verdicts["objective"].nunique() > 1 else PANEL
     table, marks = panels.with_roles(drawn, "claim_effects", row=row, series="verdict")
-    table["panel"] = [_claim_name(*key) for key in table[columns[:3]].itertuples(index=False)]
+    table["panel"] = [
+        f"{claim} · {contrast}" + (f", {metric.upper()}" if metric.upper() not in f"ACCURACY {contrast}" else "")
+        for claim, contrast, metric in table[columns[:3]].itertuples(index=False)
+    ]
     table["text"] = [
         f"{as_text(name)}: {verdict}<br>{wrap(why, 60)}"
         for name, verdict, why in table[["row", "verdict", "why"]].itertuples(index=False)
@@ -106,11 +109,6 @@ def claim_effects(verdicts: pd.DataFrame, *, title: str) -> go.Figure:
     return finish(figure, title, legend="Verdict")
 
 
-def _claim_name(claim: str, contrast: str, metric: str) -> str:
-    spectral = metric != "accuracy" and metric.upper() not in contrast
-    return f"{claim} · {contrast}" + (f", {metric.upper()}" if spectral else "")
-
-
 def _no_effects(verdicts: pd.DataFrame, title: str) -> go.Figure:
     reasons = verdicts.drop_duplicates(["claim", "why"]).head(6)
     lines = [wrap(f"{claim}: {why}", 90) for claim, why in zip(reasons["claim"], reasons["why"], strict=True)]
@@ -119,7 +117,7 @@ def _no_effects(verdicts: pd.DataFrame, title: str) -> go.Figure:
     return finish(figure, title, height=160)
 
 
-def paired_accuracies(changes: pd.DataFrame, names: tuple[str, str], *, chosen: str = "", title: str) -> go.Figure:
+def paired_accuracies(changes: pd.DataFrame, names: Sequence[str], *, chosen: str = "", title: str) -> go.Figure:
     """Draw the accuracies of two results on each row as two joined dots: open, the first; full, the second.
 
     `changes`: name (text), first, second (fractions), drawn top to bottom; `names` of the two; `chosen` is bold.
@@ -146,7 +144,7 @@ def comparison_page(pairs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], *, t
 
 
 def _add_pairs(
-    figure: go.Figure, changes: pd.DataFrame, names: tuple[str, str], chosen: str = "", place: Place = panels.WHOLE
+    figure: go.Figure, changes: pd.DataFrame, names: Sequence[str], chosen: str = "", place: Place = panels.WHOLE
 ) -> None:
     """Two dots for each row, orange where the second is less, and a line between them."""
     rows, change = np.arange(len(changes)), changes["second"] - changes["first"]

@@ -60,8 +60,7 @@ def with_roles(
 ) -> tuple[pd.DataFrame, Marks]:
     """Fill `series`, and the `roles` panel, row or text, from other columns, several of them as "ID · icons".
 
-    Returns the table and the marks of its series. Raises InvalidInputError, in the name of `figure`, if one of the
-    columns or `values` is missing, or the table is empty.
+    Returns the table and the marks of its series. InvalidInputError, in the name of `figure`, if a column is missing.
     """
     columns = {role: names if isinstance(names, tuple) else (names,) for role, names in roles.items()}
     columns["series"] = (series,)

@@ -72,43 +72,30 @@ def metric_name(metric: str) -> str:
 
 
 def ratio_color(ratio: float) -> str:
-    """Return the colour of a noise ratio (fraction), the same in every figure; NaN, the random baseline, is grey.
+    """The colour of a noise ratio (fraction): Plasma without its light end.
 
-    Plasma without its light end; the root spreads the small ratios, which matter most.
-
-    >>> ratio_color(0.1), ratio_color(float("nan"))
-    ('rgb(143, 16, 161)', '#8a8f98')
+    >>> ratio_color(0.1)
+    'rgb(143, 16, 161)'
     """
-    if math.isnan(ratio):
-        return GREY
     if not 0 <= ratio <= 1:
         raise InvalidInputError(f"Expected a noise ratio in [0, 1], got {ratio}: give it as a fraction.")
-    return str(sample_colorscale("Plasma", [0.75 * ratio**0.4])[0])
+    return str(sample_colorscale("Plasma", [0.75 * ratio**0.4])[0])  # the root spreads the small ratios
 
 
 def ratio_marks(ratios: Iterable[float]) -> Marks:
-    """The marks of noise ratios (fractions) by their labels; the random baseline (NaN) is dotted and open.
-
-    >>> list(ratio_marks([0.05, float("nan")]))
-    ['5 %', 'random init']
-    """
+    """The marks of noise ratios (fractions) by their labels; the random baseline (NaN) is grey, dotted and open."""
     open_mark = Mark(GREY, "circle-open", "dot")
     return {ratio_label(ratio): open_mark if math.isnan(ratio) else Mark(ratio_color(ratio)) for ratio in ratios}
 
 
 def method_marks(methods: Iterable[object]) -> Marks:
-    """The mark of each method, by name: LP, MLP and NMTune first, then the others in alphabetical order.
-
-    >>> list(method_marks(["NMTune", "ridge", "LP"]))
-    ['LP', 'NMTune', 'ridge']
-    """
+    """The mark of each method, by name: LP, MLP and NMTune first, then the others in alphabetical order."""
     names = {str(method) for method in methods}
     places = {name: place for place, name in enumerate((*METHODS, *sorted(names - set(METHODS))))}
     return {name: series_mark(place) for name, place in places.items() if name in names}
 
 
 def series_mark(place: int) -> Mark:
-    """The mark of the `place`-th of several series."""
     return Mark(_COLORS[place % len(_COLORS)], _SYMBOLS[place % len(_SYMBOLS)])
 
 
@@ -135,22 +122,16 @@ def as_text(text: object, longest: int | None = None) -> str:
 
 
 def wrap(text: object, width: int) -> str:
-    """Escape `text` and break it at spaces into lines of at most `width` characters.
-
-    >>> wrap("arrow-left → <b>", 12)
-    'arrow-left →<br>&lt;b&gt;'
-    """
+    """Escape `text` and break it at spaces into lines of at most `width` characters."""
     return "<br>".join(as_text(line) for line in textwrap.wrap(str(text), width, break_on_hyphens=False))
 
 
 def finish(figure: go.Figure, title: str, *, height: int = 0, legend: str | None = None) -> go.Figure:
     """Give `figure` the template, its title in wrapped lines and, if it has a `legend`, each name in it once.
 
-    `height` is that of the panels with their axes, in pixels, by default the figure's own; title and legend come
-    on top of it.
+    `height` is that of the panels with their axes, in pixels, by default the figure's own; the rest comes on top.
     """
-    height = height or figure.layout.height
-    lines = wrap(title, 90)
+    height, lines = height or figure.layout.height, wrap(title, 90)
     extra_lines = lines.count("<br>")
     title_height = 16 + _LINE_HEIGHT * (extra_lines + 1)
     top = title_height + (_LEGEND + 10 if legend else 10 + _PANEL_TITLE * bool(figure.layout.annotations))

@@ -1,6 +1,6 @@
 """The noise-ratio comparison: two ratios or methods side by side, from tasks to classes to single samples."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache, partial
 from typing import Any
 
@@ -59,11 +59,10 @@ class NoiseComparison(Explorer):
         self.cards["said"].view.on("click", self._confusion_clicked)
         super().__init__(controls, [*self.cards.values(), self.spectra], self.samples)
 
-    def offer(self, choices: Mapping[str, Any]) -> None:
+    def offered(self, choices: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """The classes are those of the task."""
         classes = _task(choices.get("task", self._controls["task"].value)).class_names
-        for name in ("given", "said"):
-            self._offer(name, (_EVERY_CLASS, *classes))
+        return dict.fromkeys(("given", "said"), (_EVERY_CLASS, *classes))
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw what depends on what changed."""
@@ -93,10 +92,10 @@ class NoiseComparison(Explorer):
         return [ResultKey(view["objective"], view[side], view[f"{side}_method"]) for side in ("first", "second")]
 
     def _draw_rows(self, choice: str, changes: pd.DataFrame, noun: str) -> None:
-        first, second = (key.name for key in self._keys())
+        names = first, second = [key.name for key in self._keys()]
         title = f"{first} → {second}: {comparison.changes_in_words(changes, noun)}"
         shown = comparison.largest_changes(changes, MOST_CLASSES)
-        self.cards[choice].show(paired_accuracies(shown, (first, second), chosen=self.view[choice], title=title))
+        self.cards[choice].show(paired_accuracies(shown, names, chosen=self.view[choice], title=title))
 
     def _draw_spectra(self, panel: str) -> None:
         """Of all classes, so that a class or a confusion does not change them."""

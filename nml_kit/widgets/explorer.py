@@ -59,23 +59,25 @@ class Explorer(ipywidgets.VBox):
         for control in self._controls.values():
             control.layout.width, control.style.description_width = "300px", "100px"
             control.observe(self._control_changed, "value")
-        rows = [part if isinstance(part, ipywidgets.Widget) else ipywidgets.Box(list(part), layout=_WRAPPING)
-                for part in (list(self._controls.values()), *parts)]  # fmt: skip
+        rows = []
+        for part in (list(self._controls.values()), *parts):
+            is_alone = isinstance(part, ipywidgets.Widget)
+            rows.append(part if is_alone else ipywidgets.Box(list(part), layout=_WRAPPING))
         super().__init__(rows)
-        with self._unheard():
-            self.offer(self._choices())
-        self._publish()
+        self._control_changed(None)
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw what `view` says, after the choices named in `changed` have changed."""
         raise NotImplementedError
 
-    def offer(self, choices: Mapping[str, Any]) -> None:
-        """Let controls offer what goes with `choices` that are about to be made: for those that depend on others."""
+    def offered(self, choices: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        """What controls that depend on others are to offer, by name, before `choices` are made."""
+        return {}
 
-    def _offer(self, name: str, options: Sequence[Any]) -> None:
-        if self._controls[name].options != options:  # set anew, they would set the value back
-            self._controls[name].options = options
+    def _offer(self, choices: Mapping[str, Any]) -> None:
+        for name, options in self.offered(choices).items():
+            if self._controls[name].options != options:  # set anew, they would set the value back
+                self._controls[name].options = options
 
     def static(self) -> go.Figure:
         """A figure for the same question that needs no kernel."""
@@ -88,12 +90,12 @@ class Explorer(ipywidgets.VBox):
         before = self._choices()
         with self._unheard():
             try:
-                self.offer(choices)
+                self._offer(choices)
                 for name, value in choices.items():
                     _require_offered(name, self._controls[name], value)
                 self._set(choices)
             except NMLError:
-                self.offer(before)
+                self._offer(before)
                 self._set(before)
                 raise
         self._publish()
@@ -115,7 +117,7 @@ class Explorer(ipywidgets.VBox):
     def _control_changed(self, _: Any) -> None:
         if not self._is_busy:
             with self._unheard():
-                self.offer(self._choices())
+                self._offer(self._choices())
             self._publish()
 
     def _publish(self) -> None:

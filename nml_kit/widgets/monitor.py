@@ -4,7 +4,7 @@ import html
 from collections.abc import Set
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import ipywidgets
 import pandas as pd
@@ -52,16 +52,16 @@ class RunMonitor(Explorer):
         button = ipywidgets.Button(description="look now", icon="refresh")
         self.table, self.found = ipywidgets.HTML(), Card(640)
         super().__init__(controls, ipywidgets.HBox([self.timer, button]), self.table, [self.found])
-        self.timer.observe(self._ticked, "value")
-        button.on_click(self._ticked)
+        self.timer.observe(lambda _: self.refresh(), "value")
+        button.on_click(lambda _: self.refresh())
 
     def refresh(self) -> None:
-        """Look at the runs again, and draw what has changed."""
+        """Look at the runs again."""
         self._read()
         self.redraw(set(self.view))
 
     def redraw(self, changed: Set[str]) -> None:
-        """Draw the table and the figure; of the figure, only what differs goes to the browser."""
+        """Draw the table and the figure."""
         table, state = self._progress, self.view["state"]
         if self.view["order"] == "slowest first":
             table = table.sort_values("seconds", ascending=False, kind="stable")
@@ -84,9 +84,6 @@ class RunMonitor(Explorer):
         self._looked = datetime.now(UTC)
         self._progress, self._accuracies = progress_table(statuses, now=self._looked), result_accuracies(statuses)
 
-    def _ticked(self, _: Any) -> None:
-        self.refresh()
-
 
 def _table_html(table: pd.DataFrame, heading: str) -> str:
     """The runs of a `progress_table` as HTML, without a column of errors if there is none; all texts are escaped."""
@@ -94,11 +91,8 @@ def _table_html(table: pd.DataFrame, heading: str) -> str:
     shown = table[[name for name in _COLUMNS if name != "error" or table["error"].any()]]
     if shown.empty:
         return top
-    styled = (
-        shown.style.set_uuid("runs").hide(axis="index").format(precision=1, thousands=",", na_rep="", escape="html")
-    )
-    styled = styled.map(lambda state: f"border-left:6px solid {state_color(state)}", subset=["state"])
-    cell: dict[str, Any] = {"text-align": "left", "vertical-align": "top", "padding": "2px 14px 2px 6px"}
-    cell["overflow-wrap"] = "anywhere"
-    styled = styled.set_properties(**cell).set_table_attributes('style="font-size:13px;line-height:1.4"')
-    return top + str(styled.to_html())
+    style = shown.style.set_uuid("runs").set_table_attributes('style="font-size:13px;line-height:1.4"')
+    style.hide(axis="index").format(precision=1, thousands=",", na_rep="", escape="html")
+    style.map(lambda state: f"border-left:6px solid {state_color(state)}", subset=["state"])
+    cell = {"text-align": "left", "vertical-align": "top", "padding": "2px 14px 2px 6px", "overflow-wrap": "anywhere"}
+    return top + str(style.set_properties(**cell).to_html())

@@ -43,19 +43,18 @@ class NoiseGallery(Explorer):
             raise InvalidInputError(f"Expected a pre-training task with images, got the texts of {self._task.name!r}.")
         self._train = self._task.select(split="train")
         pick = ipywidgets.Dropdown
-        ratios = sorted({*self._noisy_ratios(), *_OTHER_RATIOS})
+        ratios = [(ratio_label(ratio), ratio) for ratio in sorted({*self._noisy_ratios(), *_OTHER_RATIOS})]
         controls = {
             "objective": pick(options=get_args(Objective), description="pre-training"),
             "kind": pick(options=get_args(NoiseKind), value=profile.noise, description="label noise"),
             "ratio": ipywidgets.SelectionSlider(
-                options=[(ratio_label(ratio), ratio) for ratio in ratios],
-                value=self._noisy_ratios()[-1], description="ratio", continuous_update=False,
+                options=ratios, value=self._noisy_ratios()[-1], description="ratio", continuous_update=False
             ),
             "seed": ipywidgets.BoundedIntText(
                 min=0, max=max(9999, *profile.seeds), value=profile.seeds[0], description="seed"
             ),
             "own_class": pick(options=[_EVERY, *self._task.class_names], description="own class"),
-        }  # fmt: skip
+        }
         self.matrix, self.samples = Card(640), ipywidgets.HTML()
         self.matrix.view.on("click", self._clicked)
         super().__init__(controls, [self.matrix], self.samples)

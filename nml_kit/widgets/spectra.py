@@ -1,7 +1,7 @@
 """The spectrum explorer: the singular values of every task, method and noise ratio, by looking."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import get_args
+from typing import Any, get_args
 
 import ipywidgets
 import numpy as np
@@ -63,16 +63,15 @@ class SpectrumExplorer(Explorer):
                 options=[*labels, (RANDOM_INIT, RANDOM_INIT)], value=trained, rows=len(labels) + 1, description="noise"
             ),
         }
-        self._offered = {name: controls[name].options for name in ("method", "seed")}
+        self._all_options = {name: controls[name].options for name in ("method", "seed")}
         self.spectrum, self.plane, self.samples = Card(640), Card(380), ipywidgets.HTML()
         self.spectrum.view.on("hover", self._hovered)
         super().__init__(controls, [self.spectrum, self.plane], self.samples)
 
-    def offer(self, choices: Mapping[str, object]) -> None:
+    def offered(self, choices: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Of train splits there are the raw features of the first seed."""
         is_train = choices.get("split", self._controls["split"].value) == "train"
-        for name, options in self._offered.items():
-            self._offer(name, options[:1] if is_train else options)
+        return {name: options[:1] if is_train else options for name, options in self._all_options.items()}
 
     def redraw(self, changed: Set[str]) -> None:
         """Draw the figures anew unless only what the samples depend on has changed."""

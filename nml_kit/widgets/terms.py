@@ -1,7 +1,7 @@
 """The playground of terms: NMTune refitted with any λ and terms, beside LP and MLP fitted alike."""
 
 import html
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import ipywidgets
@@ -60,11 +60,10 @@ class TermPlayground(Explorer):
         self.accuracy, self.spectra, self.text = Card(480), Card(560), ipywidgets.HTML()
         super().__init__(controls, [self.accuracy, self.spectra], self.text)
 
-    def offer(self, choices: Mapping[str, Any]) -> None:
+    def offered(self, choices: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """The domains are those of the task."""
         task = choices.get("task", self._controls["task"].value)
-        if task in self._domains:
-            self._offer("held_out", (_NONE, *self._domains[task]))
+        return {"held_out": (_NONE, *self._domains[task])} if task in self._domains else {}
 
     def redraw(self, changed: Set[str]) -> None:
         """Fit NMTune anew; LP and MLP are fitted once for a network and task."""

@@ -45,7 +45,7 @@ def test_unknown_data_set_names_the_nearest():
 
 
 def test_missing_file_says_where_it_was_expected(tmp_path):
-    with pytest.raises(DataFileError, match=r"digits\.parquet is missing.*Restore it.*NML_DATA"):
+    with pytest.raises(DataFileError, match=r"Parquet file at .*digits\.parquet.*; restore it, or set NML_DATA"):
         load_task("digits", root=tmp_path)
 
 
@@ -53,7 +53,7 @@ def test_truncated_file_is_not_read(tmp_path):
     path = tmp_path / "cut.parquet"
     write_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataFileError, match="is not a whole Parquet file"):
+    with pytest.raises(DataFileError, match="Expected a whole Parquet file"):
         load_task(str(path))
 
 
