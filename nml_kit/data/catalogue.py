@@ -94,18 +94,25 @@ def _torchvision(known: KnownSet, root: Path, download: bool, **options: Any) ->
 def _read_files(known: KnownSet, root: Path, download: bool) -> Task:
     """A set of torchvision whose images are files; ids are paths below `root`."""
     rows: list[tuple[str, int, str]] = []
+    classes: list[list[str]] = []
     for split, use in known.parts.items():
         if known.source == "OxfordIIITPet":  # its class takes no loader
             data = _torchvision(known, root, download, split=split)
-            items = zip(data._images, data._labels, strict=True)
+            items = list(zip(data._images, data._labels, strict=True))
         else:  # the loader returns the path, all that an item is here
             data = _torchvision(known, root, download, split=split, loader=os.fspath)
-            items = (data[row] for row in range(len(data)))
+            items = [data[row] for row in range(len(data))]
         rows += [(file, label, use) for file, label in items]
+        classes.append(data.classes)
     files, labels, roles = zip(*rows, strict=True)
-    ids = np.array([Path(file).relative_to(root).as_posix() for file in files])
-    columns = {"labels": np.array(labels, dtype=np.int64), "splits": np.array(roles), "image_data": image_files(files)}
-    return Task(known.source, ids, class_names=tuple(data.classes), **columns)
+    return Task(
+        known.source,
+        np.array([Path(file).relative_to(root).as_posix() for file in files]),
+        np.array(labels, dtype=np.int64),
+        tuple(classes[0]),
+        splits=np.array(roles),
+        image_data=image_files(files),
+    )
 
 
 def _read_folders(known: KnownSet, root: Path, download: bool) -> Task:

@@ -78,7 +78,7 @@ def dataset_rows(root: str | Path | None = None) -> list[dict[str, Any]]:
     below, rows = Path(root) if root is not None else datasets_dir(), []
     for name in SHIPPED_TASKS:
         path = data_dir() / f"{name}.parquet"
-        about = {"splits": "train; test", "licence": "see data/LICENSES", "citation": "data/README.md"}
+        about: dict[str, Any] = {"splits": "train; test", "licence": "see data/LICENSES", "citation": "data/README.md"}
         classes = read_table_task(path).num_classes if path.exists() else None
         about = {"name": name, "use": "shipped", "classes": classes, **about}
         rows.append(about | {"where": str(path), "present": path.exists()})

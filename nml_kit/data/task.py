@@ -40,10 +40,9 @@ class Task:
     ids: Shaped[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    # Not None once it is made.
-    captions: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
-    domains: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
-    splits: Shaped[np.ndarray, " n"] = None  # type: ignore[assignment]
+    captions: Shaped[np.ndarray, " n"] | Any = None  # these three are arrays once the task is made
+    domains: Shaped[np.ndarray, " n"] | Any = None
+    splits: Shaped[np.ndarray, " n"] | Any = None
     image_data: Shaped[np.ndarray, "n ..."] | LazyImages | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import html
 from collections.abc import Set
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import ipywidgets
 import pandas as pd
@@ -94,5 +94,10 @@ def _table_html(table: pd.DataFrame, heading: str) -> str:
     style = shown.style.set_uuid("runs").set_table_attributes('style="font-size:13px;line-height:1.4"')
     style.hide(axis="index").format(precision=1, thousands=",", na_rep="", escape="html")
     style.map(lambda state: f"border-left:6px solid {state_color(state)}", subset=["state"])
-    cell = {"text-align": "left", "vertical-align": "top", "padding": "2px 14px 2px 6px", "overflow-wrap": "anywhere"}
+    cell: dict[str, Any] = {
+        "text-align": "left",
+        "vertical-align": "top",
+        "padding": "2px 14px 2px 6px",
+        "overflow-wrap": "anywhere",
+    }
     return top + str(style.set_properties(**cell).to_html())
