@@ -163,14 +163,14 @@ def look_at_all(page: Page, runs: Path) -> None:
     the_monitor_sees_a_run_end(page, runs)
 
 
-def test_in_jupyterlab(browser, notebook, tmp_path):
+def test_in_jupyterlab(browser, notebook, tmp_path, smoke_home):
     command = ["jupyterlab", f"--IdentityProvider.token={TOKEN}", "--allow-root",
                f"--ServerApp.root_dir={tmp_path}", "--LabApp.expose_app_in_browser=True",
                "--LabApp.news_url=None"]  # fmt: skip
     settings = tmp_path / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)  # cells out of sight stay on the page, for this test to read
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}', encoding="utf-8")
-    with served(command, tmp_path, tmp_path / "home") as address, page_without_errors(browser) as page:
+    with served(command, tmp_path, smoke_home) as address, page_without_errors(browser) as page:
         page.goto(f"{address}/lab/tree/explorer.ipynb?token={TOKEN}")
         page.wait_for_function("window.jupyterapp !== undefined")
         page.locator(".jp-NotebookPanel .jp-Notebook").wait_for()
@@ -178,11 +178,15 @@ def test_in_jupyterlab(browser, notebook, tmp_path):
         look_at_all(page, tmp_path / "runs")
 
 
-def test_in_voila(browser, notebook, tmp_path):
+def test_in_voila(browser, notebook, tmp_path, smoke_home):
+    """A drag, a click and a button reach its kernel; what they do there is what they do in JupyterLab."""
     command = ["voila", "explorer.ipynb", f"--token={TOKEN}"]
-    with served(command, tmp_path, tmp_path / "home") as address, page_without_errors(browser) as page:
+    with served(command, tmp_path, smoke_home) as address, page_without_errors(browser) as page:
         page.goto(f"{address}/?token={TOKEN}")
-        look_at_all(page, tmp_path / "runs")
+        everything_is_drawn(page)
+        the_ratio_between_moves_the_dashed_line(page)
+        clicking_a_class_filters_the_gallery(page)
+        the_monitor_sees_a_run_end(page, tmp_path / "runs")
 
 
 def test_there_is_no_browser_without_chromium(monkeypatch):
