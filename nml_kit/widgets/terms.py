@@ -12,22 +12,8 @@ from nml_kit.features import Features
 from nml_kit.inference import ratio_label, ratios_in_order
 from nml_kit.plots import head_accuracy, head_spectra, weight_page
 from nml_kit.study import StudyResults, load_profile, whole_features
+from nml_kit.widgets import trials
 from nml_kit.widgets.explorer import Card, Explorer
-from nml_kit.widgets.trials import (
-    TERMS,
-    baseline_trial,
-    differences_in_words,
-    grid_finding,
-    joined,
-    nmtune_head,
-    quick_epochs,
-    scores_in_words,
-    spectra_in_words,
-    trial_accuracy,
-    trial_metrics,
-    try_heads,
-    weight_grid,
-)
 
 _NONE = "none"
 _WEIGHTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of the static page
@@ -55,7 +41,7 @@ class TermPlayground(Explorer):
             "log_weight": ipywidgets.FloatSlider(
                 min=-4, max=1, step=0.25, value=-2, description="log₁₀ λ", continuous_update=False
             ),
-            **{term: ipywidgets.Checkbox(value=True, description=term, indent=False) for term in TERMS},
+            **{term: ipywidgets.Checkbox(value=True, description=term, indent=False) for term in trials.TERMS},
         }
         self.accuracy, self.spectra, self.text = Card(480), Card(560), ipywidgets.HTML()
         super().__init__(controls, [self.accuracy, self.spectra], self.text)
@@ -68,29 +54,30 @@ class TermPlayground(Explorer):
     def redraw(self, changed: Set[str]) -> None:
         """Fit NMTune anew; LP and MLP are fitted once for a network and task."""
         view, (features, held_out, epochs) = self.view, self._setting()
-        terms = [term for term in TERMS if view[term]]
-        head = nmtune_head(10 ** view["log_weight"], terms, recipe=self._recipe, epochs=epochs)
-        trial = try_heads(features, held_out, {"NMTune": head})
-        both = joined(baseline_trial(features, held_out, recipe=self._recipe, epochs=epochs), trial)
-        scores, metrics = trial_accuracy(both), trial_metrics(both)
-        self.accuracy.show(head_accuracy(scores, title=scores_in_words(scores)))
-        self.spectra.show(head_spectra(both.spectra, metrics, title=spectra_in_words(metrics)))
+        terms = [term for term in trials.TERMS if view[term]]
+        head = trials.nmtune_head(10 ** view["log_weight"], terms, recipe=self._recipe, epochs=epochs)
+        trial = trials.try_heads(features, held_out, {"NMTune": head})
+        both = trials.joined(trials.baseline_trial(features, held_out, recipe=self._recipe, epochs=epochs), trial)
+        scores, metrics = trials.trial_accuracy(both), trials.trial_metrics(both)
+        self.accuracy.show(head_accuracy(scores, title=trials.scores_in_words(scores)))
+        self.spectra.show(head_spectra(both.spectra, metrics, title=trials.spectra_in_words(metrics)))
         loss = " + ".join(["CE", *(f"{10 ** view['log_weight']:.3g} · {term}" for term in terms)])
         words = (
             f"Loss {loss}. NMTune was fitted in {trial.seconds:.1f} s, {epochs} epochs of "
-            f"{(features.splits == 'train').sum():,} samples, as many as LP and MLP. {differences_in_words(both)}."
+            f"{(features.splits == 'train').sum():,} samples, as many as LP and MLP. "
+            f"{trials.differences_in_words(both)}."
         )
         self.text.value = f'<p style="line-height:1.4">{html.escape(words)}</p>'
 
     def static(self) -> go.Figure:
         """Accuracy and SVE of NMTune over a grid of λ for all terms and each alone, fitted now: some ten seconds."""
         features, held_out, epochs = self._setting()
-        grid = weight_grid(features, held_out, recipe=self._recipe, epochs=epochs, weights=_WEIGHTS)
+        grid = trials.weight_grid(features, held_out, recipe=self._recipe, epochs=epochs, weights=_WEIGHTS)
         place = " · ".join(filter(None, [self.view["task"], held_out]))
         place = f"{place}, {self.view['objective']}, {ratio_label(self.view['ratio'])} noise"
-        return weight_page(grid, title=f"{place}. {grid_finding(grid)}")
+        return weight_page(grid, title=f"{place}. {trials.grid_finding(grid)}")
 
     def _setting(self) -> tuple[Features, str, int]:
         held_out = "" if self.view["held_out"] == _NONE else self.view["held_out"]
         features = whole_features(self._results, self.view["objective"], self.view["ratio"], self.view["task"])
-        return features, held_out, quick_epochs(int((features.splits == "train").sum()))
+        return features, held_out, trials.quick_epochs(int((features.splits == "train").sum()))
