@@ -47,8 +47,8 @@ def accuracy_lines(
     if panel[-1] == "ratio":  # a column of panels for each
         style, layout = panels.INTERVALS, layout | {"columns": table["ratio"].nunique(), "shared_yaxes": True}
     figure, places = panels.draw(table, x, "mean", marks, style, **layout)
-    random = summary[summary["ratio"].isna()] if x == "ratio" else summary[:0]
-    best = random["mean"].groupby(panel_names(random)).max()
+    random = summary[summary["ratio"].isna()]
+    best = random["mean"].groupby(panel_names(random)).max() if x == "ratio" else ()
     for number, (name, part) in enumerate(table.groupby("panel", sort=False)):
         if name in best:
             value, low, high = best[name], part["low"].min(), part["high"].max()

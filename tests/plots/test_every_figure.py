@@ -14,7 +14,11 @@ from tests.plots.tables import HOSTILE
 FIGURES = {
     "accuracy_lines": (tables.summary, {}, set()),
     "accuracy_lines by ratio": (tables.by_share, {"x": "fraction", "series": "ratio"}, {"method"}),
-    "accuracy_lines by method": (tables.by_share, {"x": "fraction", "panel": ("protocol", "ratio")}, {"task"}),
+    "accuracy_lines by method": (
+        lambda: tables.by_share().drop(columns="task"),
+        {"x": "fraction", "panel": ("protocol", "ratio")},
+        set(),
+    ),
     "best_ratio_probabilities": (tables.probabilities, {}, set()),
     "choice_shares": (tables.selections, {}, set()),
     "forest_plot of variants": (tables.effects, {**tables.VARIANTS, "columns": 1, "height": 26}, set()),

@@ -60,7 +60,8 @@ def test_a_line_for_each_ratio_and_no_random_network():
 
 
 def test_a_line_for_each_method_in_a_panel_for_each_ratio():
-    figure = plots.accuracy_lines(by_share(), "fraction", panel=("protocol", "ratio"), title="t")
+    table = by_share().drop(columns="task")
+    figure = plots.accuracy_lines(table, "fraction", panel=("protocol", "ratio"), title="t")
     assert panel_names(figure) == ["ID · 0 %", "ID · 30 %", "OOD · 0 %", "OOD · 30 %"]
     assert [trace.name for trace in figure.data] == ["LP", "NMTune"] * 4
     np.testing.assert_array_equal(figure.data[0].x, [0.1, 1.0])
