@@ -48,10 +48,10 @@ def accuracy_lines(
         style, layout = panels.INTERVALS, layout | {"columns": table["ratio"].nunique(), "shared_yaxes": True}
     figure, places = panels.draw(table, x, "mean", marks, style, **layout)
     random = summary[summary["ratio"].isna()]
-    best = random["mean"].groupby(panel_names(random)).max() if x == "ratio" else ()
+    best = dict(random["mean"].groupby(panel_names(random)).max()) if x == "ratio" else {}
     for number, (name, part) in enumerate(table.groupby("panel", sort=False)):
         if name in best:
-            value, low, high = best[name], part["low"].min(), part["high"].max()
+            value, low, high = best[str(name)], part["low"].min(), part["high"].max()
             words = f'  <span style="font-size:12px;color:{GREY}">random init {value:.3f}</span>'
             figure.layout.annotations[number].text += words
             if 2 * low - high <= value <= 2 * high - low:
