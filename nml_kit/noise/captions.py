@@ -69,8 +69,7 @@ def _checked_captions(captions: Sequence[str] | np.ndarray) -> NDArray[np.object
 def nested_prefix(texts: list[str], count: int) -> list[int]:
     """Choose `count` positions, the first ones where possible, none of whose texts fills more than half of them.
 
-    Adding one by one keeps the choice nested in `count`; two at once where only two texts are left to add, because an
-    odd number of samples cannot exchange two texts. It fails only where no choice of that size exists.
+    One is added at a time, so the choice is nested in `count`; two where an odd number could not exchange two texts.
     """
     chosen: list[int] = []
     frequency: Counter[str] = Counter()

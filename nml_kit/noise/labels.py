@@ -1,8 +1,4 @@
-"""Label noise of an exact ratio, nested in the ratio and decided by sample id, as records.
-
-Every random decision about a sample is a keyed hash of its id, so it depends neither on the order of files nor on
-shards, and what is corrupted at one ratio is corrupted at any larger one. N samples, K classes, ratios in fractions.
-"""
+"""Label noise of an exact ratio, nested in the ratio and decided by sample id, as records: N samples, K classes."""
 
 import math
 from collections.abc import Mapping
@@ -111,9 +107,8 @@ def _flip_rates(kind: str, num_classes: int, class_map: ClassMap, transition: Ar
 
 def _map_rates(num_classes: int, class_map: ClassMap) -> Matrix:
     classes, rates = range(num_classes), np.zeros((num_classes, num_classes))
-    if class_map is None:
-        class_map = {label: (label + 1) % num_classes for label in classes}
-    for clean, noisy in class_map.items():
+    following = {label: (label + 1) % num_classes for label in classes}
+    for clean, noisy in (following if class_map is None else class_map).items():
         if clean not in classes or noisy not in classes or clean == noisy:
             expected = f"Expected class_map to send classes 0..{num_classes - 1} to others"
             raise InvalidInputError(f"{expected}, got {clean!r} → {noisy!r}; leave out classes that stay as they are.")
@@ -127,9 +122,10 @@ def _matrix_rates(num_classes: int, transition: ArrayLike | None) -> Matrix:
         raise InvalidInputError(f"Expected transition of shape {(num_classes, num_classes)}, got {matrix.shape}.")
     for row, odds in enumerate(matrix):
         if not (odds.min() >= 0 and math.isclose(odds.sum(), 1, abs_tol=1e-5)):  # neither holds for NaN
-            came = f"{odds.min()}..{odds.max()} with sum {odds.sum()} in row {row}"
-            expected = "Expected probabilities with sum 1 in each row of transition"
-            raise InvalidInputError(f"{expected}, got {came}; normalise it.")
+            raise InvalidInputError(
+                f"Expected probabilities with sum 1 in each row of transition, got {odds.min()}..{odds.max()} with sum "
+                f"{odds.sum()} in row {row}; normalise it."
+            )
     np.fill_diagonal(matrix, 0)
     return matrix
 

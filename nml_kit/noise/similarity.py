@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
-from numpy.typing import NDArray
 
 from nml_kit.errors import InvalidInputError
 
@@ -35,21 +34,16 @@ def similarity_transition(
         raise InvalidInputError(
             f"Expected images of each of at least 2 classes, got {num_classes} classes with {counts.tolist()} images."
         )
-    thumbnails = _thumbnails(images)
+    # Thumbnails of means over equal blocks of pixels, from 0 to 1; a rest at the right and lower edge is cut off.
+    height, width = (side // _SIDE for side in images.shape[1:3])
+    blocks = images[:, : height * _SIDE, : width * _SIDE].reshape(len(images), _SIDE, height, _SIDE, width, -1)
+    thumbnails = blocks.mean(axis=(2, 4)).reshape(len(images), -1) / 255
     means = np.stack([thumbnails[labels == label].mean(axis=0) for label in range(num_classes)])
     squares = np.stack([np.square(means - mean).sum(axis=1) for mean in means])
     np.fill_diagonal(squares, np.inf)
     nearest = squares.min(axis=1, keepdims=True)
     # Relative to the nearest class, so that a class far from all others does not underflow to zeros.
-    width = float(np.sqrt(nearest).mean())
-    similarity = np.exp((nearest - squares) / (2 * width**2)) if width > 0 else 1.0 - np.eye(num_classes)
+    scale = float(np.sqrt(nearest).mean())
+    similarity = np.exp((nearest - squares) / (2 * scale**2)) if scale > 0 else 1.0 - np.eye(num_classes)
     # Rounded: the last bits, which differ between processors, would give each its own noise record.
     return np.round(similarity / similarity.sum(axis=1, keepdims=True), 9)
-
-
-def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Means over equal blocks of pixels, (N, 8·8·3), from 0 to 1; a rest at the right and lower edge is cut off."""
-    height, width = (side // _SIDE for side in images.shape[1:3])
-    cut = images[:, : height * _SIDE, : width * _SIDE]
-    blocks = cut.reshape(len(images), _SIDE, height, _SIDE, width, -1)
-    return blocks.mean(axis=(2, 4)).reshape(len(images), -1) / 255
