@@ -44,7 +44,7 @@ class MissingDependencyError(NMLError, ImportError):
     """An optional package that the requested feature needs."""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for an unregistered `name`, naming the nearest known one.
 
     >>> print(unknown_name("profile", "dmeo", ["demo", "small"]))
@@ -53,4 +53,4 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     known = sorted(known)
     nearest = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return UnknownNameError(f"Unknown {what} {name!r}: {hint}Known: {', '.join(known) or 'none'}.")
+    return UnknownNameError(f"Unknown {kind} {name!r}: {hint}Known: {', '.join(known) or 'none'}.")

@@ -85,8 +85,8 @@ def recommendation(differences: pd.DataFrame) -> list[str]:
         if head == "LP":
             advice = f"do not bother: with NMTune accuracy {words['NMTune − LP']} against a linear probe"
         else:
-            gain, rest = words[f"{head} − LP"], words["NMTune − MLP"]
-            advice = f"use {head}: accuracy {gain} against a linear probe; from MLP to NMTune it {rest}"
+            gain, beyond_mlp = words[f"{head} − LP"], words["NMTune − MLP"]
+            advice = f"use {head}: accuracy {gain} against a linear probe; from MLP to NMTune it {beyond_mlp}"
         sentences.append(f"{protocol}, {advice}.")
     return sentences
 

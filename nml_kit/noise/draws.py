@@ -29,7 +29,7 @@ def hash_ids(ids: Ids, num_samples: int, seed: int, purpose: str) -> tuple[NDArr
 
 
 def random_words(texts: Iterable[str], seed: int, purpose: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Two independent random 64-bit words for each text, (N,) and (N,): the same in whatever parts texts are given."""
+    """Two independent random 64-bit words for each text, (N,) and (N,): the same in whatever parts texts come."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InvalidInputError(f"Expected seed to be an integer, got {seed!r}.")
     # A key of the seed's own digest: any size of seed fits, and labels and captions draw independently.
@@ -42,9 +42,9 @@ def random_words(texts: Iterable[str], seed: int, purpose: str) -> tuple[NDArray
 
 def _checked_ids(ids: Ids, num_samples: int) -> list[str]:
     array = np.array(ids, dtype=object)
-    if array.shape != (num_samples,) or not all(isinstance(given, str | Integral) for given in array):
+    if array.shape != (num_samples,) or not all(isinstance(sample_id, str | Integral) for sample_id in array):
         raise InvalidInputError(f"Expected {num_samples} ids, texts or integers, got shape {array.shape}: {ids!r:.60}.")
-    texts = [str(given) for given in array]
+    texts = [str(sample_id) for sample_id in array]
     repeated, times = Counter(texts).most_common(1)[0]
     if times > 1:
         raise InvalidInputError(f"Expected unique ids, got {repeated!r} {times} times; make ids unique.")

@@ -94,10 +94,10 @@ def _key(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed: 
     of_captions = isinstance(noise, CaptionNoise)
     kind, clean = ("caption", train.captions.astype(object)) if of_captions else ("label", train.labels)
     if task.image_data is None or not np.array_equal(noise.clean, clean):
-        got = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other {kind}s"
+        came = "a text task" if task.image_data is None else f"a noise record of {len(noise.clean)} other {kind}s"
         raise InvalidInputError(
             f"Task {task.name!r}: expected images and a noise record made from its {len(train)} train {kind}s, but got "
-            f"{got}; make it by inject_{kind}_noise(task.select(split='train').{kind}s, …)."
+            f"{came}; make it by inject_{kind}_noise(task.select(split='train').{kind}s, …)."
         )
     return {
         "arrow": "pretrain",

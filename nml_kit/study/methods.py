@@ -112,9 +112,9 @@ def _plain(value: Any) -> Any:
     return f"{getattr(value, '__module__', '')}.{name}" if callable(value) and "<" not in name else value
 
 
-def _is_own(thing: Any) -> bool:
+def _is_own(symbol: Any) -> bool:
     """Whether a class or function is of a notebook, a script or a module that is not installed."""
-    name = str(getattr(thing, "__module__", ""))
+    name = str(getattr(symbol, "__module__", ""))
     return name == "__main__" or _is_edited(name)
 
 
@@ -126,21 +126,21 @@ def _is_edited(name: str) -> bool:
     return not is_installed and name.split(".")[0] != "nml_kit"
 
 
-def _code_of(thing: Any, seen: set[int]) -> Any:
+def _code_of(symbol: Any, seen: set[int]) -> Any:
     """What a class or function does, as plain data: its compiled code, and the own code and constants that it reads.
 
     Raises InvalidInputError where that cannot be told: a stored result might then be of other code.
     """
-    if id(thing) in seen:
+    if id(symbol) in seen:
         return None
-    seen.add(id(thing))
-    if isinstance(thing, type):
-        members = [item for base in thing.__mro__ if _is_own(base) for item in sorted(vars(base).items())]
+    seen.add(id(symbol))
+    if isinstance(symbol, type):
+        members = [item for base in symbol.__mro__ if _is_own(base) for item in sorted(vars(base).items())]
         return [_value_of(name, value, seen) for name, value in members if not _NOT_CODE.fullmatch(name)]
-    code = thing.__code__
-    read = {name: thing.__globals__[name] for name in _globals_of(code) if name in thing.__globals__}
-    read |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True)}
-    read |= {"defaults": list(thing.__defaults__ or ()), "keywords": dict(thing.__kwdefaults__ or {})}
+    code = symbol.__code__
+    read = {name: symbol.__globals__[name] for name in _globals_of(code) if name in symbol.__globals__}
+    read |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, symbol.__closure__ or (), strict=True)}
+    read |= {"defaults": list(symbol.__defaults__ or ()), "keywords": dict(symbol.__kwdefaults__ or {})}
     return [_compiled(code), [_value_of(name, value, seen) for name, value in read.items()]]
 
 
