@@ -175,15 +175,19 @@ def add_series(
 def line(x: Any, y: Any, name: str, mark: Mark, style: Style = LINES) -> go.Scatter:
     """A trace in its mark, under its name in the legend."""
     label, color = as_text(name), mark.color
-    trace = go.Scatter(x=np.asarray(x), y=np.asarray(y), mode=style.mode, name=label, legendgroup=label)
-    trace.update(line={"color": color, "dash": mark.dash, "width": mark.width})
-    trace.update(marker={"color": color, "symbol": mark.symbol, "size": mark.size})
-    return trace.update(hovertemplate=f"{style.hover}<extra></extra>")
+    look = {
+        "line": {"color": color, "dash": mark.dash, "width": mark.width},
+        "marker": {"color": color, "symbol": mark.symbol, "size": mark.size},
+        "hovertemplate": f"{style.hover}<extra></extra>",
+    }
+    # All at once: plotly's `update` takes several times as long.
+    return go.Scatter(x=np.asarray(x), y=np.asarray(y), mode=style.mode, name=label, legendgroup=label, **look)
 
 
 def _band(part: pd.DataFrame, x: str, name: str, mark: Mark) -> go.Scatter:
     """The area between the lows and the highs of a series, under its entry of the legend."""
     there_and_back = np.concatenate([part[x], part[x][::-1]])
     edges = np.concatenate([part["high"], part["low"][::-1]])
-    area = go.Scatter(x=there_and_back, y=edges, fill="toself", fillcolor=mark.color, opacity=0.18, hoverinfo="skip")
-    return area.update(mode="lines", line_width=0, legendgroup=as_text(name), showlegend=False)
+    look = {"fill": "toself", "fillcolor": mark.color, "opacity": 0.18, "line": {"width": 0}, "mode": "lines"}
+    hidden = {"hoverinfo": "skip", "showlegend": False, "legendgroup": as_text(name)}
+    return go.Scatter(x=there_and_back, y=edges, **look, **hidden)
