@@ -14,8 +14,9 @@ demo: .venv/installed  ## pre-train, extract, probe, draw: the main job on the s
 	$(BIN)/nml run notebooks/suites/demo.yaml
 	$(BIN)/nml summary runs/demo
 
+# Tests of a file share what is made once, so a file stays in one process (loadgroup does nothing with pytest 9.2).
 test: .venv/installed  ## all tests, two at a time, with coverage
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term --durations=15
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --durations=15
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .

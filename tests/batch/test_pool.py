@@ -24,7 +24,6 @@ from nml_kit.batch import (
 from nml_kit.cli import app
 from tests.batch.test_run import planned, write_notebook
 
-pytestmark = pytest.mark.xdist_group("cluster")
 PARAMETERS = 'run_dir = ""\nrate = 0.5\nprofile = "smoke"'
 WRITES = (
     "import json, pathlib\nrun = pathlib.Path(run_dir)\n(run / 'rows.json').write_text(json.dumps([run.name, rate]))"

@@ -24,7 +24,6 @@ from nml_kit.batch.suites import checked
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.study import profiles_dir
 
-pytestmark = pytest.mark.xdist_group("batch")  # one process: its tests share what is made once
 PARAMETERS = (
     'run_dir = ""\nrate = 0.5\nseeds = [0, 1]\ntask: str = "a=b"  # the default holds an equals sign\nquick = False'
 )

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from nml_kit.batch import RunStatus, write_status
 from tests.browser.servers import ROOT, TOKEN, open_browser, page_without_errors, served
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 # What Python holds, as text on the page: it changes only by way of the kernel.
 MIRROR = """
 import ipywidgets, json

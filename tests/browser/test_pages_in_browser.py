@@ -14,7 +14,7 @@ from nml_kit.pages import PLOTLY_MIME, export_html
 from nml_kit.plots import spectrum_page, transition_page
 from tests.browser.servers import open_browser, page_without_errors
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 PANELS, RATIOS = ["ID · one", "OOD · two"], [0.0, 0.1, 0.3]
 PAPER = 703  # CSS pixels of an A4 page within margins of 12 mm
 

@@ -21,7 +21,7 @@ from nml_kit.widgets import view as _figure_view
 from tests.browser.hostile_results import EVERY, EXPLORERS, MARKUP, NAMES, write_tasks
 from tests.browser.servers import open_browser
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 DRAWING = Path(__file__).with_name("drawing.js").read_text(encoding="utf-8")
 # Some notebooks have it. It would typeset what stands in a name between dollar signs, links to scripts included.
 MATHJAX = "globalThis.MathJax = { version: '3.2.2', get _() { globalThis.alerted = 'formula'; } };"

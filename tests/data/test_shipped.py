@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("data")  # one process: its tests share what is made once
 DATA = Path(__file__).parents[2] / "data"
 IMAGE_TASKS = ("icons-pretrain", "icons", "icons-rare", "icons-badges", "emoji", "fashion", "digits")
 TASKS = (*IMAGE_TASKS, "emoji-text")

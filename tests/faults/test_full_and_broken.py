@@ -25,7 +25,6 @@ from nml_kit.store import Store, write_tensors
 from tests.batch.test_run import write_notebook
 from tests.faults.running import Place, ended, wait_for
 
-pytestmark = pytest.mark.xdist_group("faults")
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""'
 ENTRY = """
 import numpy as np

@@ -10,7 +10,6 @@ import pytest
 from tests.batch.test_run import write_notebook
 from tests.faults.running import Place, ended, wait_for
 
-pytestmark = pytest.mark.xdist_group("interrupted")
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""'
 
 

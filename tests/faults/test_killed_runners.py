@@ -20,7 +20,7 @@ import pytest
 from tests.batch.test_run import write_notebook
 from tests.faults.running import Place, ended, wait_for
 
-pytestmark = [pytest.mark.xdist_group("kills"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TASKS, METHODS = ["digits", "fashion", "icons", "icons-rare", "emoji"], ["LP", "MLP", "NMTune"]
 SIXTY = [

@@ -7,7 +7,7 @@ from nml_kit.batch import plan_notebook, run_suite
 from nml_kit.errors import InvalidInputError
 from tests.one_notebook import NOTEBOOKS, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("reference"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_batch_shows_figures_that_need_no_kernel(tmp_path, smoke_home):

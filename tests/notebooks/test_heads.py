@@ -11,7 +11,7 @@ from nml_kit.store import Store
 from nml_kit.study import RESULT_COLUMNS, load_profile, study_features
 from tests.one_notebook import SMALLEST, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks-heads"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 TUNED = ["full", "full + terms", "LoRA", "LoRA + terms"]
 FIT = {"epochs": 2, "recipe": "paper"}  # as the profile's
 MODEL, BASELINE = "packaged:all-minilm-l6-v2", "bag-of-words"

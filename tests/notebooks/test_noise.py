@@ -9,7 +9,7 @@ from nml_kit.study import label_noise as noise_of_profile
 from nml_kit.study import load_profile, pretraining_task
 from tests.one_notebook import SMALLEST
 
-pytestmark = [pytest.mark.xdist_group("notebooks-noise"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 KINDS = ("uniform", "asymmetric", "confusion")
 
 

@@ -8,7 +8,7 @@ from nml_kit.store import Store
 from nml_kit.study import above_chance, load_profile, pretraining_history, retrieval_samples, zero_shot_samples
 from tests.one_notebook import SMALLEST
 
-pytestmark = [pytest.mark.xdist_group("notebooks-noise"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_curves_are_what_the_cards_of_the_networks_hold(ran, smoke_home):

@@ -7,7 +7,7 @@ from nml_kit.store import Store
 from nml_kit.study import load_profile, study_features
 from tests.one_notebook import SMALLEST
 
-pytestmark = [pytest.mark.xdist_group("notebooks-study"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_changes_of_each_task_and_domain_are_counted(ran, study_again):

@@ -30,7 +30,7 @@ from nml_kit.study import (
 from tests.inference.test_claims import DOWN, HUMP, simulate
 from tests.one_notebook import NOTEBOOKS, SMALLEST, NotebookRun, run_notebook
 
-pytestmark = [pytest.mark.xdist_group("notebooks-study"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 OWN = '''
 import numpy as np

@@ -19,7 +19,7 @@ from nml_kit.pretraining.loop import CHECKPOINT
 from nml_kit.store import Store, read_json, read_tensors, write_tensors
 from tests.pretraining import together
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 
 

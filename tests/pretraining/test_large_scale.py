@@ -30,7 +30,7 @@ from tests.conftest import make_task
 from tests.pictures import encoded, pixels
 from tests.pretraining import at_scale
 
-pytestmark = [pytest.mark.xdist_group("large-scale"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 RUNS = {"supervised": at_scale.supervised, "contrastive": at_scale.contrastive}
 both = pytest.mark.parametrize("objective", RUNS)

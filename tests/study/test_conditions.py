@@ -18,8 +18,6 @@ from nml_kit.study import (
 )
 from nml_kit.study.conditions import RANDOM_BASELINE, caption_noise
 
-pytestmark = pytest.mark.xdist_group("study")
-
 
 def test_who_exchanges_captions_is_nested_in_the_ratio(profile):
     task = pretraining_task(profile)

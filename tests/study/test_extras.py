@@ -25,8 +25,6 @@ from nml_kit.study import (
 )
 from nml_kit.study.extras import retrieval_recall
 
-pytestmark = pytest.mark.xdist_group("study")
-
 
 @pytest.fixture(scope="module")
 def history(profile, home) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from nml_kit.study import (
 )
 from nml_kit.study.results import reference_backbone
 
-pytestmark = [pytest.mark.xdist_group("reference"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 PROFILE = load_profile("small")
 OBJECTIVES = ("supervised", "contrastive")
 # On the machine that made them the rows come out again within 0.003 and 0.0002, since weights are float16 here.

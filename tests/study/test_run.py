@@ -31,8 +31,6 @@ from nml_kit.study import (
 from nml_kit.tuning import Tuning
 from tests.conftest import make_task
 
-pytestmark = pytest.mark.xdist_group("study")
-
 
 @pytest.fixture(scope="module")
 def study(profile, home) -> Study:

@@ -14,8 +14,6 @@ from nml_kit.study import comparison, load_results, quantity_bands, spectra_by_c
 from nml_kit.widgets import NoiseComparison, SpectrumExplorer
 from nml_kit.widgets.explorer import gallery_html
 
-pytestmark = pytest.mark.xdist_group("reference")
-
 
 @pytest.fixture(scope="module")
 def results():
