@@ -39,10 +39,10 @@ def _bound(stream: Any, events: Any) -> None:
     def cut(message: Any) -> Any:
         nonlocal written
         content = message["content"]
-        if not content["text"].startswith("\r") or "\n" in content["text"]:
-            left = max(0, TEXT_LIMIT - written)
-            written += len(content["text"])
-            content["text"] = content["text"][:left]
+        content["text"] = text = "\n".join(map(_last_state, content["text"].split("\n")))
+        if not text.startswith("\r") or "\n" in text:
+            content["text"] = text[: max(0, TEXT_LIMIT - written)]
+            written += len(text)
         return message
 
     def paced_flush() -> None:
@@ -62,3 +62,10 @@ def _bound(stream: Any, events: Any) -> None:
     stream.flush = paced_flush
     stream.pub_thread.schedule(lambda: stream.register_hook(cut))  # hooks belong to a thread: that which sends
     events.register("post_run_cell", end_cell)
+
+
+def _last_state(line: str) -> str:
+    """A line with the last of what carriage returns made it: a message joins many states of a bar."""
+    text = line.rstrip("\r")
+    _, bar, state = text.rpartition("\r")
+    return bar + state + line[len(text) :]
