@@ -137,12 +137,12 @@ def test_the_view_is_set_as_it_is_read(playground, results):
     assert shown_accuracy(again.accuracy.figure, "NMTune") == shown_accuracy(playground.accuracy.figure, "NMTune")
 
 
-@pytest.mark.parametrize("choice", [{"task": "nowhere"}, {"held_out": "outline"}, {"ratio": 0.7}, {"log_weight": 3.0}])
-def test_a_choice_that_is_not_offered_is_an_error(playground, choice):
+def test_a_choice_that_is_not_offered_is_an_error(playground):
     before = playground.view
-    with pytest.raises(InvalidInputError, match=f"Expected {next(iter(choice))}"):
-        playground.choose(**choice)
-    assert playground.view == before
+    for choice in ({"task": "nowhere"}, {"held_out": "outline"}, {"ratio": 0.7}, {"log_weight": 3.0}):
+        with pytest.raises(InvalidInputError, match=f"Expected {next(iter(choice))}"):
+            playground.choose(**choice)
+        assert playground.view == before
     with pytest.raises(UnknownNameError, match="weight"):
         playground.choose(weight=1.0)
 

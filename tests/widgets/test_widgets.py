@@ -25,14 +25,25 @@ def _store_of_the_session(smoke_home):
     """Features of the frozen networks are made once."""
 
 
-@pytest.fixture
-def spectra(results):
-    return SpectrumExplorer(results)
+@pytest.fixture(scope="module")
+def opened(results):
+    """Each explorer once, for it takes seconds to open, with the view that it opens with."""
+    explorers = SpectrumExplorer(results), NoiseComparison(results)
+    return [(explorer, explorer.view) for explorer in explorers]
 
 
 @pytest.fixture
-def pair(results):
-    return NoiseComparison(results)
+def spectra(opened):
+    explorer, view = opened[0]
+    explorer.view = view
+    return explorer
+
+
+@pytest.fixture
+def pair(opened):
+    explorer, view = opened[1]
+    explorer.view = view
+    return explorer
 
 
 def lines(explorer: SpectrumExplorer) -> dict[str, go.Scatter]:
