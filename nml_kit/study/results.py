@@ -196,8 +196,7 @@ def _gathered(place: Path, name: str, columns: Sequence[str], profile: str, same
             f"Expected results of profile {profile!r} in files {name}.parquet under {place}, found {profiles}: "
             "name the directory of runs or of reference results."
         )
-    for objective in get_args(Objective):
-        recipe, noise = _own_identity(profile, objective)
+    for objective, (recipe, noise) in _own_identities(profile).items():
         others = gathered["objective"] != objective
         own = mine & ~others & (gathered["recipe"] == recipe) & (gathered["noise"] == noise)
         if own.any():  # those of other recipes or kinds of noise are left out
@@ -220,14 +219,14 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     return frame
 
 
-@lru_cache
-def _own_identity(profile: str, objective: Objective) -> tuple[str, str]:
-    """Recipe and kind of noise of a shipped profile; empty for one that is not."""
+def _own_identities(profile: str) -> dict[str, tuple[str, str]]:
+    """Recipe and kind of noise of a shipped profile, by objective; none for a profile that is not shipped."""
     try:
         settings = load_profile(profile)
     except UnknownNameError:
-        return "", ""
-    return recipe_hash(settings, objective), noise_name(settings, objective)
+        return {}
+    objectives: tuple[Objective, ...] = get_args(Objective)
+    return {name: (recipe_hash(settings, name), noise_name(settings, name)) for name in objectives}
 
 
 def _stored_network(profile: Profile, objective: Objective, ratio: float) -> Backbone:
