@@ -28,7 +28,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from nml_kit.batch.kernel import TEXT_LIMIT
+from nml_kit.batch.kernel import TEXT_LIMIT, last_state
 from nml_kit.batch.status import PLAN, STATUS, RunStatus, State, current_status, run_lock, write_status
 from nml_kit.batch.suites import checked
 from nml_kit.errors import DataFileError, InvalidInputError, NMLError
@@ -222,9 +222,8 @@ def _finish_notebook(unfinished: Path, path: Path) -> None:
             cell.outputs.append(output)
             if output.output_type == "stream":
                 streams[output.name] = output
-        for output in streams.values():  # as a terminal shows it: a carriage return lets the rest cover the line
-            lines = output.text.split("\n")
-            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+        for output in streams.values():
+            output.text = "\n".join(last_state(line).strip("\r") for line in output.text.split("\n"))
     with replacing(path) as temporary:
         # nbformat gives each number of a figure a line of its own, which is most of a file.
         temporary.write_text(json.dumps(json.loads(nbformat.writes(notebook)), ensure_ascii=False), encoding="utf-8")

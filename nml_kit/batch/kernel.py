@@ -39,7 +39,7 @@ def _bound(stream: Any, events: Any) -> None:
     def cut(message: Any) -> Any:
         nonlocal written
         content = message["content"]
-        content["text"] = text = "\n".join(map(_last_state, content["text"].split("\n")))
+        content["text"] = text = "\n".join(map(last_state, content["text"].split("\n")))
         if not text.startswith("\r") or "\n" in text:
             content["text"] = text[: max(0, TEXT_LIMIT - written)]
             written += len(text)
@@ -64,7 +64,7 @@ def _bound(stream: Any, events: Any) -> None:
     events.register("post_run_cell", end_cell)
 
 
-def _last_state(line: str) -> str:
+def last_state(line: str) -> str:
     """A line with the last of what carriage returns made it: a message joins many states of a bar."""
     text = line.rstrip("\r")
     _, bar, state = text.rpartition("\r")
