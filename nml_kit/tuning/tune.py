@@ -8,8 +8,8 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from nml_kit.features import BATCH_ROWS, Features, Fold, extract_features, in_do
 from nml_kit.heads import LinearProbe, batch_bounds, cosine_schedule, nmtune_terms, require, term_weights
 from nml_kit.store import Store
 from nml_kit.tuning.lora import add_adapters
+
+# By random state; no longer than their samples are in use, which may fill the memory.
+_STARTS: WeakKeyDictionary[Features, dict[int, LinearProbe]] = WeakKeyDictionary()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -147,10 +150,12 @@ def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, 
     return TunedModel(backbone, head, count)
 
 
-@lru_cache(maxsize=1)
 def _start(train: Features, random_state: int) -> LinearProbe:
-    """The linear probe that tuning starts from, remembered: all settings that are compared start alike."""
-    return LinearProbe(random_state=random_state).fit(train.values, train.labels)
+    """The linear probe that tuning starts from, for all settings that are compared on the same samples."""
+    starts = _STARTS.setdefault(train, {})
+    if random_state not in starts:
+        starts[random_state] = LinearProbe(random_state=random_state).fit(train.values, train.labels)
+    return starts[random_state]
 
 
 def _train(
