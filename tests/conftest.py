@@ -1,17 +1,21 @@
 """Fixtures shared by all tests: a private store and small tasks whose classes can be learned in seconds."""
 
 import os
+import signal
 from pathlib import Path
 
 # Tests run side by side, one per core: more threads or processes than that only wait for each other.
 # Set before torch is imported; tests that ask for `jobs` get them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+# A shell that starts tests in the background ignores Ctrl-C, and what tests start and interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from nml_kit.data import Task
+from nml_kit.data import Task, data_dir
 from nml_kit.store import Store
 
 
@@ -31,6 +35,19 @@ def smoke_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One store for all tests that run shipped notebooks in profile "smoke": what one has made, others find there."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "smoke-home"
+
+
+@pytest.fixture(scope="session")
+def part_of_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of data whose reference results are those of two tasks: explorers of all take ten seconds to open."""
+    place, shipped = tmp_path_factory.mktemp("data"), data_dir()
+    (place / "reference").mkdir()
+    for path in (*shipped.glob("*.parquet"), shipped / "reference" / "backbones"):
+        (place / path.relative_to(shipped)).symlink_to(path)
+    for path in (shipped / "reference").glob("*.parquet"):
+        table = pq.read_table(path, filters=[("task", "in", ["digits", "icons"])])
+        pq.write_table(table, place / path.relative_to(shipped))
+    return place
 
 
 def make_task(per_class: int = 24, classes: int = 4, seed: int = 0) -> Task:

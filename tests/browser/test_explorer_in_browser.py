@@ -39,6 +39,11 @@ def browser():
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def _two_tasks(part_of_reference, monkeypatch):
+    monkeypatch.setenv("NML_DATA", str(part_of_reference))
+
+
 @pytest.fixture
 def notebook(tmp_path) -> Path:
     content = json.loads((ROOT / "notebooks" / "explorer.ipynb").read_text(encoding="utf-8"))

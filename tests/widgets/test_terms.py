@@ -47,10 +47,32 @@ def results() -> StudyResults:
     return StudyResults("smoke", pd.DataFrame(rows), none, none, network)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_steps():
+    """The heads need not be good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nml_kit.widgets.trials._STEPS", 60)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _store_of_the_session(smoke_home, monkeypatch):
+    """Features of the frozen networks are made once."""
+    monkeypatch.setenv("NML_HOME", str(smoke_home))
+
+
+@pytest.fixture(scope="module")
+def opened(results) -> tuple[TermPlayground, dict]:
+    """A playground, for it fits heads to open, and the view that it opens with."""
+    playground = TermPlayground(results)
+    return playground, playground.view
+
+
 @pytest.fixture
-def playground(results) -> TermPlayground:
-    whole_features.cache_clear()  # they lie in another test's store
-    return TermPlayground(results)
+def playground(opened) -> TermPlayground:
+    playground, view = opened
+    playground.view = view
+    return playground
 
 
 def shown_accuracy(figure: go.Figure, method: str) -> list[float]:

@@ -16,13 +16,16 @@ from nml_kit.widgets.explorer import gallery_html
 
 
 @pytest.fixture(scope="module")
-def results():
-    return load_results()
+def results(part_of_reference):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NML_DATA", str(part_of_reference))
+        return load_results()
 
 
 @pytest.fixture(autouse=True)
-def _store_of_the_session(smoke_home):
+def _store_of_the_session(smoke_home, monkeypatch):
     """Features of the frozen networks are made once."""
+    monkeypatch.setenv("NML_HOME", str(smoke_home))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_a_control_moves_the_view_and_the_view_the_control(spectra):
 
 
 def test_a_saved_view_reopens(results, spectra, pair):
-    spectra.choose(task="ID · emoji", ratios=[0.1], between=0.15, direction=7, network=0.3)
+    spectra.choose(task="ID · icons", ratios=[0.1], between=0.15, direction=7, network=0.3)
     pair.choose(task="OOD · icons", second="10 %", second_method="NMTune", given="home")
     for explorer in (spectra, pair):
         saved = json.loads(json.dumps(explorer.view))
@@ -154,9 +157,10 @@ def test_classes_and_samples_follow_the_task_and_the_class(pair, results):
     assert f"{(lost['label'] == named).sum()} samples are right less often" in pair.samples.value
 
 
-def test_static_twins_are_plain_figures_with_every_choice(spectra, pair):
-    for explorer, fewest in ((spectra, 19), (pair, 15)):
-        figure = explorer.static()
+def test_static_twins_are_plain_figures_with_every_choice():
+    results = load_results()  # of every task: is a page of it small enough?
+    for explorer, fewest in ((SpectrumExplorer, 19), (NoiseComparison, 15)):
+        figure = explorer(results).static()
         assert type(figure) is go.Figure
         assert len(figure.layout.updatemenus[0].buttons) >= fewest
         assert len(figure.to_json()) < 3e6
