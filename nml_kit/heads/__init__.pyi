@@ -8,9 +8,9 @@ from .export import fuse_head as fuse_head
 from .export import save_head as save_head
 from .export import save_onnx as save_onnx
 from .inputs import require as require
+from .optimizer import CosineAdamW as CosineAdamW
 from .terms import TERM_WEIGHTS as TERM_WEIGHTS
 from .terms import Recipe as Recipe
 from .terms import nmtune_terms as nmtune_terms
 from .terms import term_weights as term_weights
 from .training import batch_bounds as batch_bounds
-from .training import cosine_schedule as cosine_schedule

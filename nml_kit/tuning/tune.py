@@ -22,7 +22,7 @@ from nml_kit.backbones import Backbone, SentenceEncoder, fingerprint_weights, im
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.features import BATCH_ROWS, Features, Fold, extract_features, in_domain_fold, samples_to_train
-from nml_kit.heads import LinearProbe, batch_bounds, cosine_schedule, nmtune_terms, require, term_weights
+from nml_kit.heads import CosineAdamW, LinearProbe, batch_bounds, nmtune_terms, require, term_weights
 from nml_kit.store import Store
 from nml_kit.tuning.lora import add_adapters
 
@@ -171,8 +171,7 @@ def _train(
     count, device = len(train), tuning.device
     rows, codes = _rows_of(task, train), torch.from_numpy(np.searchsorted(head.classes_, train.labels))
     generator, bounds = torch.Generator().manual_seed(tuning.random_state), batch_bounds(count, tuning.batch_size)
-    optimizer = torch.optim.AdamW(weights, lr=tuning.learning_rate, weight_decay=tuning.weight_decay, fused=True)
-    schedule = cosine_schedule(optimizer, tuning.epochs * len(bounds))
+    optimizer = CosineAdamW([(weights, tuning.learning_rate, tuning.weight_decay)], tuning.epochs * len(bounds))
     loss_weights, curve = term_weights(tuning.weights, "paper"), []
     for epoch in tqdm(range(tuning.epochs), "tuning", disable=not progress, unit="epoch", leave=False):
         order, total = torch.randperm(count, generator=generator), 0.0
@@ -181,10 +180,10 @@ def _train(
             F = torch.from_numpy(np.array(train.values[batch], dtype=np.float32)).to(device)
             Z = encode(task.inputs(rows[batch]))
             loss = tuning_loss(Z, F, codes[batch].to(device), head.module_.classifier, loss_weights)
-            optimizer.zero_grad()
+            for weight in weights:
+                weight.grad = None
             loss.backward()
             optimizer.step()
-            schedule.step()
             total += loss.item() * len(batch)
         curve.append(total / count)
         if not math.isfinite(curve[-1]):

@@ -18,6 +18,12 @@ pytestmark = pytest.mark.timeout(300)
 NML = [sys.executable, "-c", "from nml_kit.cli.main import app; app(prog_name='nml')"]
 
 
+@pytest.fixture(autouse=True)
+def _two_tasks(part_of_reference, monkeypatch):
+    """Whose spectra are drawn beside."""
+    monkeypatch.setenv("NML_DATA", str(part_of_reference))
+
+
 def run_audit(directory, *options: str, command: str = "audit") -> subprocess.CompletedProcess:
     environment = os.environ | {"NML_HOME": str(directory / "store")}
     return subprocess.run([*NML, command, *options], cwd=directory, env=environment, capture_output=True, text=True)
