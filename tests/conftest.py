@@ -14,9 +14,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from nml_kit.data import Task, data_dir
 from nml_kit.store import Store
+
+settings.register_profile("nml_kit", deadline=None)  # a busy machine is no fault
+settings.load_profile("nml_kit")
 
 
 @pytest.fixture(autouse=True)

@@ -63,5 +63,5 @@ def run_notebook(name: str, root: Path, home: Path, *, profile: str = "smoke", *
         patch.setenv("NML_HOME", str(home))
         plan = plan_notebook(NOTEBOOKS / f"{name}.ipynb", runs=root, profile=profile, params=params)
         (result,) = run_suite(plan)
-    assert (result.exit_code, result.error) == (0, "")
+    assert result.exit_code == 0, result.error
     return NotebookRun(result.run_dir)

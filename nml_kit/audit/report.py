@@ -144,7 +144,10 @@ def run_practical(
     for name in dict.fromkeys(backbones):
         is_bag = name == BAG_OF_WORDS
         backbone = load_backbone(bag_of_words, fingerprint_of_weights=_BAG) if is_bag else load_backbone(name)
-        features = {task.name: extract_features(task, backbone, store=store, progress=progress) for task, _ in tasks}
+        features = {  # by the names that the folds have: a data set of one's own goes by its path
+            task_folds[0].task: extract_features(task, backbone, store=store, progress=progress)
+            for task, task_folds in tasks
+        }
         sources += [Source({**context, "backbone": name, "seed": seed}, features) for seed in profile.seeds]
     folds = [fold for _, task_folds in tasks for fold in task_folds]
     return fit_sources(settings.profile, sources, lambda seed: folds, settings.candidates, **options)

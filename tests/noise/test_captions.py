@@ -24,7 +24,7 @@ def exchangeable(captions: list[str], count: int) -> bool:
     return sum(min(uses, count // 2) for uses in Counter(captions).values()) >= count
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(few_texts, ratios, seeds)
 def test_captions_are_exchanged_exactly_when_possible(captions, ratio, seed):
     count = math.floor(ratio * len(captions) + 0.5)
@@ -45,7 +45,7 @@ def test_captions_are_exchanged_exactly_when_possible(captions, ratio, seed):
     assert (noise.requested_ratio, noise.seed) == (ratio, seed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(few_texts, seeds)
 def test_captions_that_change_are_nested(captions, seed):
     masks = [
@@ -56,7 +56,7 @@ def test_captions_that_change_are_nested(captions, seed):
     assert all(np.all(more[less]) for less, more in pairwise(masks))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(few_texts, ratios, st.randoms(use_true_random=False))
 def test_captions_depend_on_ids_not_on_order(captions, ratio, random):
     assume(exchangeable(captions, math.floor(ratio * len(captions) + 0.5)))

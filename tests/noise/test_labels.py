@@ -36,7 +36,7 @@ def kind_arguments(kind: str, num_classes: int, seed: int = 0) -> dict:
 every_kind = st.sampled_from(["uniform", "asymmetric", "transition"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labelled(), ratios, every_kind, seeds)
 def test_exact_count_and_never_the_true_class(data, ratio, kind, seed):
     """The authors' code drew from all classes, so that K=2 at "50 %" changed only a quarter."""
@@ -55,7 +55,7 @@ def test_exact_count_and_never_the_true_class(data, ratio, kind, seed):
     assert noise.transition.shape == (num_classes, num_classes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labelled(), ratios, ratios, every_kind, seeds)
 def test_nested_in_the_ratio(data, one, other, kind, seed):
     labels, num_classes = data
@@ -65,7 +65,7 @@ def test_nested_in_the_ratio(data, one, other, kind, seed):
     assert np.array_equal(more.noisy[less.mask], less.noisy[less.mask])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labelled(), ratios, every_kind, st.randoms(use_true_random=False))
 def test_depends_on_ids_not_on_order(data, ratio, kind, random):
     labels, num_classes = data

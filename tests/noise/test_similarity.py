@@ -20,7 +20,7 @@ def pictures(seed: int, per_class: int = 5, classes: int = 6, side: int = 19) ->
     return (centres[labels] + generator.integers(0, 50, size=(len(labels), side, side, 3))).astype(np.uint8), labels
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), side=st.sampled_from([8, 16, 19]))
 def test_rows_sum_to_one_and_more_similar_is_more_likely(seed, side):
     images, labels = pictures(seed, side=side)
