@@ -1,5 +1,6 @@
 """Pre-training on noisy labels or captions: the request and its key; supervised training of images in memory."""
 
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,13 +22,13 @@ from nml_kit.data import Task, noise_fingerprint
 from nml_kit.errors import InvalidInputError
 from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.pretraining import contrastive, loop
-from nml_kit.pretraining.distributed import Processes, launched_processes
+from nml_kit.pretraining.distributed import Processes, launched_processes, one_thread
 from nml_kit.pretraining.recipes import AnyRecipe, ContrastiveRecipe, Recipe, ShardRecipe, TimmRecipe, resolve_recipe
 from nml_kit.pretraining.timm import TimmTraining, evaluation_transform
 from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
-PRETRAIN_VERSION = 2
+PRETRAIN_VERSION = 3
 _EVALUATION_BATCH = 512
 
 
@@ -48,11 +49,12 @@ def pretrain(
     noise and, per epoch, the loss, the accuracy on the clean test split (contrastive: zero-shot) and what is memorised:
     the share of flipped labels that the network predicts, or of exchanged captions that are nearer to the image than
     its own one; all are fractions. Killed at any moment and called again, it goes on from the last whole epoch and
-    gives the same weights, to the bit on a CPU. Processes that `torchrun` or `accelerate launch` started divide each
-    batch of a supervised recipe, batch normalisation included, and give what one gives up to rounding; the device is a
-    GPU if there is one. Contrastive pre-training runs in one process. Raises InvalidInputError if the noise record
-    belongs to other labels or captions, the recipe to the other objective, UnknownNameError for an unknown recipe,
-    ProcessFailedError for an error in another process. Source: the paper's section 2.
+    gives the same weights, to the bit on a CPU, where networks of images in memory train on one thread. Processes that
+    `torchrun` or `accelerate launch` started divide each batch of a supervised recipe, batch normalisation included,
+    and give what one gives up to rounding; the device is a GPU if there is one. Contrastive pre-training runs in one
+    process. Raises InvalidInputError if the noise record belongs to other labels or captions, the recipe to the other
+    objective, UnknownNameError for an unknown recipe, ProcessFailedError for an error in another process. Source: the
+    paper's section 2.
 
     >>> from nml_kit import Recipe, inject_label_noise, load_task
     >>> task = load_task("digits").limit(train_per_class=20, seed=0)
@@ -65,7 +67,9 @@ def pretrain(
     start = partial(_TRAININGS[type(recipe)], task, noise, recipe, seed, processes)
     key, card = _key(task, noise, recipe, seed), _card(task, noise, recipe, seed)
     title = f"pretrain γ={noise.requested_ratio:g} seed={seed}"
-    return loop.trained_backbone(key, start, card, title, processes, store, progress)
+    # Networks in memory are small, and a study trains them side by side, one a thread: by hand the same bytes.
+    with nullcontext() if isinstance(recipe, TimmRecipe) else one_thread():
+        return loop.trained_backbone(key, start, card, title, processes, store, progress)
 
 
 def is_pretrained(

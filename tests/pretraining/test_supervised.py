@@ -57,6 +57,18 @@ def test_same_request_gives_the_same_bytes_and_is_trained_once(task, tmp_path):
     assert (info.path / "weights.safetensors").stat().st_mtime_ns == written
 
 
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
+    task, before = make_task(per_class=40), torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run(task, Store(tmp_path / str(threads)), ratio=0.1)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert weights_bytes(Store(tmp_path / "1")) == weights_bytes(Store(tmp_path / "2"))
+
+
 def test_global_random_state_is_left_alone(task, store):
     before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     run(task, store, recipe=QUICK)
