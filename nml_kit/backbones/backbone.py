@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -118,13 +119,23 @@ def freeze(
     # The layout that convolutions like; in it PyTorch's group normalisation is off by 1e-4 on a CPU.
     if not any(isinstance(module, nn.GroupNorm) for module in encoder.modules()):
         encoder = encoder.to(memory_format=torch.channels_last)
+    if versions := library_versions(encoder):
+        settings = (settings or {}) | {"libraries": versions}
     return Backbone(name, encoder, fingerprint_weights(encoder), transform, layer, card, settings)
 
 
 def fingerprint_weights(network: nn.Module) -> str:
-    """Hash of a network's class, parameters and buffers."""
-    state = {name: tensor.detach().contiguous().numpy() for name, tensor in network.state_dict().items()}
+    """Hash of a network's class, parameters and buffers: of one that its name, in the key too, tells from others."""
+    buffers = dict(network.named_buffers())  # those that are not saved among them
+    state = {name: tensor.detach().contiguous().numpy() for name, tensor in (network.state_dict() | buffers).items()}
     return fingerprint({"class": type(network).__qualname__, "state": state})
+
+
+def library_versions(network: nn.Module) -> dict[str, str]:
+    """The versions of the packages whose modules a network has, by name, but torch's and our own."""
+    packages = {type(module).__module__.partition(".")[0] for module in network.modules()} - {"torch", "nml_kit"}
+    versions = {name: getattr(sys.modules.get(name), "__version__", "") for name in sorted(packages)}
+    return {name: version for name, version in versions.items() if version}
 
 
 def library(name: str, extra: str) -> Any:

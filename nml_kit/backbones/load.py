@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from nml_kit.backbones.backbone import Backbone, fingerprint_weights, freeze
+from nml_kit.backbones.backbone import Backbone, freeze
 from nml_kit.backbones.clip import CLIP_COMPACT, CLIP_PATTERNS, ImageTower, build_clip, image_network
 from nml_kit.backbones.networks import COMPACT_RESNET, build_network, remove_classifier, stage_widths
 from nml_kit.backbones.service import EmbeddingApi
@@ -25,7 +25,7 @@ from nml_kit.backbones.vision import (
     torchvision_backbone,
 )
 from nml_kit.errors import DataFileError, InvalidInputError, StoreError, unknown_name
-from nml_kit.store import Store, read_tensors, write_tensors
+from nml_kit.store import Store, described, fingerprint, read_tensors, write_tensors
 
 PRETRAINED_KIND = "backbone"
 _LIBRARIES: dict[str, Callable[[str, int, Transform | None], Backbone]] = {
@@ -60,8 +60,10 @@ def load_backbone(
     that embeds texts: "https://HOST/v1/embeddings#MODEL", or an `EmbeddingApi`.
     Features of our contrastive models are the pooled output of the image network, before the projection; of open_clip's
     what `encode_image` returns. Each model has the transform of its own library, unless `transform` is given; `print`
-    shows what was resolved. A callable that is a torch module is fingerprinted by its weights; any other one must come
-    with `fingerprint_of_weights`, and gets raw inputs unless `transform` is given. Raises UnknownNameError for an
+    shows what was resolved. A callable that is a torch module is known by all that its output depends on: weights,
+    buffers, structure, attributes and hooks of its modules, versions of the libraries that they are from (but torch's),
+    and the code of classes that are not installed, with all that it reads. Any other callable must come with
+    `fingerprint_of_weights`. Both get raw inputs unless `transform` is given. Raises UnknownNameError for an
     unknown name, InvalidInputError for a callable without fingerprint, DataFileError for weights that cannot be had,
     MissingDependencyError without the library.
 
@@ -97,7 +99,13 @@ def _backbone_by_name(source: str, seed: int, transform: Transform | None, store
 def _backbone_of_callable(encode: Callable[[Any], Any], transform: Transform | None, weights: str | None) -> Backbone:
     name = getattr(encode, "__name__", type(encode).__name__)
     if weights is None and isinstance(encode, nn.Module):
-        weights = fingerprint_weights(encode)
+        try:
+            weights = fingerprint(described(encode))
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"Backbone {name!r}: what it computes cannot be told from other code; pass `fingerprint_of_weights`, a "
+                f"string that changes whenever its results change. {error}"
+            ) from error
     if weights is None:
         raise InvalidInputError(
             f"Backbone {name!r}: expected `fingerprint_of_weights`, a string that changes whenever the callable's "

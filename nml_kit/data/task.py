@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from nml_kit.data.images import LazyImages, decode_images
+from nml_kit.data.images import LazyImages, Stamp, decode_images
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.store import fingerprint
@@ -81,6 +81,7 @@ class Task:
         """All pixels, or None for a text task; raises DataFileError if a file does not decode, or if sizes differ."""
         if self.image_data is None:
             return None
+        self._require_unchanged()  # from now on
         images = self.inputs(slice(None))
         if images.dtype == object:
             raise DataFileError(
@@ -89,15 +90,34 @@ class Task:
             )
         return images
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of the ids and the inputs (image data, or captions of a text task); labels are not part of it.
 
         Files count by their bytes, never by their paths or times; all are read, but not again until one is written to.
+        Raises DataFileError if one was, after `images` or this were first asked for.
         """
+        self._require_unchanged()
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         inputs = self.captions if self.image_data is None else self.image_data
         content = inputs.digest() if isinstance(inputs, LazyImages) else inputs
         return fingerprint({"ids": self.ids, "inputs": content})
+
+    @cached_property
+    def _stamp(self) -> Stamp | None:
+        return self.image_data.stamp() if isinstance(self.image_data, LazyImages) else None
+
+    def _require_unchanged(self) -> None:
+        """What is kept of this task must be of its files as they were."""
+        now = self.image_data.stamp() if isinstance(self.image_data, LazyImages) else None
+        if now is not None and now != self._stamp:  # of a file that is gone, reading tells
+            raise DataFileError(
+                f"Task {self.name!r}: expected files as they were when they were first read, but some have changed; "
+                "load the task again."
+            )
 
     def inputs(self, rows: slice | Shaped[np.ndarray, " m"]) -> Shaped[np.ndarray, "m ..."]:
         """The model inputs of `rows`: uint8 images (m, H, W, 3), or captions (m,) of a text task.

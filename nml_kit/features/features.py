@@ -81,11 +81,13 @@ def extract_features(
 ) -> Features:
     """The frozen features (N, D) of all samples of `task`: read from the store, or extracted and stored.
 
-    They are stored by what determines them (ids, inputs, weights, transform, layer, dtype), never by a name, so
-    they cannot be stale. Killed at any moment and called again, extraction goes on from the last whole shard.
+    They are stored by what determines them: ids and bytes of the inputs, dtype, and of the backbone its weights,
+    computation (see `load_backbone`), transform, layer and settings, never a name, a path or a time, so they cannot be
+    stale. Killed at any moment and called again, extraction goes on from the last whole shard.
     Several processes that `torchrun` or `accelerate launch` started share the shards, and store the same bytes as one
     with as many threads and the same device (a GPU if there is one).
-    Raises InvalidInputError if the backbone is not in eval mode or gives NaN, infinite or wrongly shaped features;
+    Raises DataFileError if files of the task change meanwhile;
+    InvalidInputError if the backbone is not in eval mode or gives NaN, infinite or wrongly shaped features;
     ProcessFailedError if that happens in another process.
     Source: the paper's section 2 (freeze; extract penultimate features once per data set).
 
@@ -98,6 +100,8 @@ def extract_features(
 
     def build(work: Path) -> dict[str, Any]:
         _extract_shards(task, backbone.on(processes.device), dtype, work, progress, processes)
+        with processes.agreed():
+            _features_key(task, backbone, dtype)  # raises if files have changed while they were read
         if not processes.leads:
             return {}
         values = _merged(task, work)

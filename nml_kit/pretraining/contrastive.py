@@ -150,7 +150,8 @@ change the pattern.
     card |= {"recipe": recipe.model_dump(), "seed": seed, "noise": dict(noise or {})}
     start = partial(ShardTraining, shards, recipe, seed, processes)
     title = f"pretrain on shards seed={seed}"
-    return loop.trained_backbone(_shards_key(shards, recipe, seed), start, card, title, processes, store, progress)
+    key_now = partial(_shards_key, shards, recipe, seed)
+    return loop.trained_backbone(key_now, start, card, title, processes, store, progress)
 
 
 def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: int, store: Store) -> bool:

@@ -45,7 +45,7 @@ class Training:
 
 
 def trained_backbone(
-    key: dict[str, Any],
+    key_now: Callable[[], dict[str, Any]],
     start: Callable[[], Training],
     card: dict[str, Any],
     title: str,
@@ -53,13 +53,18 @@ def trained_backbone(
     store: Store | None,
     progress: bool,
 ) -> Backbone:
-    """The backbone of this key: from the store, or trained; its card is `card`, the transform and the history."""
+    """The backbone of a key: from the store, or trained; its card is `card`, the transform and the history.
+
+    `key_now` tells the key of the data as they are; it is asked again before the backbone is kept.
+    """
 
     def build(work: Path) -> dict[str, Any]:
         with processes.agreed():
             training = start()
             history = _resumed(training, work / CHECKPOINT)
         _train_epochs(training, history, work / CHECKPOINT, title, processes, progress)
+        with processes.agreed():
+            key_now()  # raises if files have changed while they were read
         if processes.leads:
             state = training.network.state_dict()
             weights = {name: tensor.contiguous().cpu().numpy() for name, tensor in state.items()}
@@ -67,7 +72,7 @@ def trained_backbone(
         return card | {"transform": asdict(training.transform), "history": history}
 
     store = store or Store()
-    entry = processes.get_or_build(store, PRETRAINED_KIND, key, build)
+    entry = processes.get_or_build(store, PRETRAINED_KIND, key_now(), build)
     return load_backbone(f"nml:{entry.digest}", store=store)
 
 

@@ -65,11 +65,11 @@ def pretrain(
     """
     recipe, processes = resolve_recipe(recipe, contrastive=isinstance(noise, CaptionNoise)), launched_processes()
     start = partial(_TRAININGS[type(recipe)], task, noise, recipe, seed, processes)
-    key, card = _key(task, noise, recipe, seed), _card(task, noise, recipe, seed)
+    key_now, card = partial(_key, task, noise, recipe, seed), _card(task, noise, recipe, seed)
     title = f"pretrain γ={noise.requested_ratio:g} seed={seed}"
     # Networks in memory are small, and a study trains them side by side, one a thread: by hand the same bytes.
     with nullcontext() if isinstance(recipe, TimmRecipe) else one_thread():
-        return loop.trained_backbone(key, start, card, title, processes, store, progress)
+        return loop.trained_backbone(key_now, start, card, title, processes, store, progress)
 
 
 def is_pretrained(

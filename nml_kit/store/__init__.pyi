@@ -1,3 +1,5 @@
+from .code import described as described
+from .code import is_own as is_own
 from .files import delete_temporaries as delete_temporaries
 from .files import explained as explained
 from .files import fsync as fsync

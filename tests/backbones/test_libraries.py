@@ -83,7 +83,9 @@ def test_open_clip_features_are_those_of_encode_image(name, images):
     backbone = load_backbone(f"open_clip:{name}/random", seed=3)
     torch.testing.assert_close(backbone(images), expected, **TOLERANCE)
     assert backbone.layer == "encode_image"
-    assert backbone.settings == {"architecture": name, "quick_gelu": name == "nml-tiny-ViT"}
+    libraries = {"open_clip": open_clip.__version__}
+    assert backbone.settings == {
+        "architecture": name, "quick_gelu": name == "nml-tiny-ViT", "libraries": libraries}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "swin_t", "maxvit_t"])

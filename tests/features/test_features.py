@@ -3,10 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from nml_kit.backbones import ImageTransform, load_backbone
-from nml_kit.errors import CorruptEntryError, InvalidInputError, UnknownNameError
+from nml_kit.data import load_task
+from nml_kit.errors import CorruptEntryError, DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.features import Features, extract_features
+from tests.pictures import write_class_folders
 
 
 @pytest.fixture
@@ -51,6 +55,46 @@ def test_extracted_once_and_never_stale(task, backbone, store):
     np.testing.assert_array_equal(first.values, again.values)
     extract(task, load_backbone(counting, fingerprint_of_weights="v2"), store)
     assert sum(calls) == 2 * len(task)
+
+
+@pytest.mark.parametrize(("first", "second"), [(nn.ReLU(), nn.Tanh()), (nn.AvgPool2d(30), nn.MaxPool2d(30))])
+def test_two_networks_of_equal_weights_have_their_own_features(task, store, first, second):
+    networks = []
+    for last in (first, second):
+        torch.manual_seed(0)
+        networks.append(nn.Sequential(nn.Conv2d(3, 4, 3), last, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval())
+    for network in networks:
+        backbone = load_backbone(network, transform=ImageTransform())
+        with torch.no_grad():
+            expected = network(backbone.transform(torch.from_numpy(task.images)))
+        np.testing.assert_allclose(extract(task, backbone, store).values, expected.numpy(), atol=1e-5)
+
+
+def test_a_network_that_cannot_be_told_needs_a_fingerprint(task, store):
+    network = nn.Flatten().eval()
+    network.source = iter([1])
+    with pytest.raises(InvalidInputError, match=r"Backbone 'Flatten': what it computes.*pass `fingerprint_of_weights`"):
+        load_backbone(network)
+    load_backbone(network, fingerprint_of_weights="mine")
+
+
+def test_files_that_change_are_neither_served_from_memory_nor_stored(tmp_path, backbone, store):
+    write_class_folders(tmp_path / "pictures", ["cat", "dog"], ("train", "test"), each=4)
+    task = load_task(tmp_path / "pictures")
+    extract(task, backbone, store)
+    [picture, *_] = sorted((tmp_path / "pictures").rglob("*.png"))
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture)
+    with pytest.raises(DataFileError, match="some have changed; load the task again"):
+        extract(task, backbone, store)
+
+    def rewriting(images):
+        Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(picture)
+        return np.ones((len(images), 5), np.float32)
+
+    before = list(store.entries())
+    with pytest.raises(DataFileError, match="some have changed; load the task again"):
+        extract(load_task(tmp_path / "pictures"), load_backbone(rewriting, fingerprint_of_weights="v1"), store)
+    assert list(store.entries()) == before
 
 
 def test_key_sees_weights_transform_dtype_and_pixels(task, backbone, store):
