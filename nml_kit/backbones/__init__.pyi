@@ -23,3 +23,4 @@ from .networks import timm_network as timm_network
 from .service import EmbeddingApi as EmbeddingApi
 from .text import SentenceEncoder as SentenceEncoder
 from .transforms import ImageTransform as ImageTransform
+from .transforms import LibraryTransform as LibraryTransform

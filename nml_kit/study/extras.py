@@ -187,7 +187,8 @@ def retrieval_recall(
 
 
 def _model_and_features(backbone: str | Backbone, task: Task, split: str, store: Store | None) -> tuple[Any, Features]:
-    backbone = load_backbone(backbone, store=store) if isinstance(backbone, str) else backbone
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, store=store if backbone.startswith("nml:") else None)
     if not isinstance(backbone.encode, ImageTower):
         raise InvalidInputError(
             f"Expected a backbone with a text network, got {backbone.name!r}; pre-train with caption noise "

@@ -135,6 +135,8 @@ def test_texts_are_pooled_as_stated(tmp_path, pooling):
     assert f"pooling: {pooling}" in str(backbone)
     assert "max_length: 8" in str(backbone)
     assert str(tmp_path) not in json.dumps(backbone.key)
+    with pytest.raises(InvalidInputError, match="expected no `transform`, which acts on images alone"):
+        load_backbone(backbone.name, transform=ImageTransform())
 
 
 def test_a_decoder_without_padding_token_is_read_up_to_its_last_token(tmp_path):
@@ -174,6 +176,7 @@ def test_images_of_a_hub_model_are_prepared_by_its_own_processor(tmp_path, image
     backbone = load_backbone(f"hf:{tmp_path}")
     torch.testing.assert_close(backbone(images), expected, **TOLERANCE)
     assert backbone.key["transform"]["image_mean"] == [0.4, 0.5, 0.6]
+    assert load_backbone(backbone.name, transform=(own := ImageTransform(resize=32, crop=32))).transform is own
 
 
 def test_sentence_encoders_embed_as_their_library(tmp_path):
@@ -187,6 +190,9 @@ def test_sentence_encoders_embed_as_their_library(tmp_path):
     np.testing.assert_allclose(backbone(TEXTS).numpy(), model.encode(TEXTS.tolist()), **TOLERANCE)
     assert backbone.layer == "Pooling max, Normalize"
     assert backbone.settings["max_length"] == 6
+    for name, value in {"transform": ImageTransform(), "seed": 0, "store": Store(tmp_path)}.items():
+        with pytest.raises(InvalidInputError, match=f"expected no `{name}`"):
+            load_backbone(backbone.name, **{name: value})
 
 
 def save_timm(directory: Path, *, seed: int, name: str = "resnet10t", **changes) -> Path:

@@ -3,10 +3,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import Compose, ToTensor
 
 from nml_kit.backbones import Backbone, ImageTransform, build_network, load_backbone
 from nml_kit.backbones.networks import CompactResNet, remove_classifier
 from nml_kit.errors import InvalidInputError, UnknownNameError
+from nml_kit.noise import inject_label_noise
+from nml_kit.pretraining import Recipe, pretrain
+from nml_kit.store import Store
 
 LIBRARY_MODELS = [("torchvision:resnet18", 512), ("torchvision:mobilenet_v3_small", 1024), ("timm:resnet10t", 512)]
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -91,6 +95,45 @@ def test_any_callable_works_once_it_has_a_fingerprint():
         load_backbone(mean_colour)
     backbone = load_backbone(mean_colour, fingerprint_of_weights="v1")
     np.testing.assert_allclose(backbone(IMAGES).numpy(), IMAGES.mean(axis=(1, 2)), rtol=1e-6)
+
+
+def test_a_given_transform_acts_on_a_pretrained_network(task, store):
+    train = task.select(split="train")
+    noise = inject_label_noise(train.labels, 0.0, num_classes=task.num_classes, seed=0, ids=train.ids)
+    recipe = Recipe(architecture="compact-resnet:8", epochs=1, batch_size=16)
+    own = pretrain(task, noise, recipe=recipe, seed=0, store=store, progress=False)
+    transform = ImageTransform(mean=(0.1, 0.2, 0.3), resize=24)
+    other = load_backbone(own.name, transform=transform, store=store)
+    expected = own.encode(transform(torch.from_numpy(IMAGES)))
+    torch.testing.assert_close(other(IMAGES), expected, rtol=0, atol=0)
+    assert other.fingerprint == own.fingerprint
+    assert other.key != own.key == load_backbone(own.name, store=store).key
+    with pytest.raises(InvalidInputError, match="expected no `seed`"):
+        load_backbone(own.name, seed=0, store=store)
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        ("compact-resnet:8", {"fingerprint_of_weights": "v1"}),
+        ("compact-resnet:8", {"store": Store("unused")}),
+        (nn.Identity(), {"seed": 0, "fingerprint_of_weights": "v1"}),
+        (nn.Identity(), {"store": Store("unused"), "fingerprint_of_weights": "v1"}),
+    ],
+)
+def test_an_argument_that_cannot_act_is_refused(source, given):
+    with pytest.raises(
+        InvalidInputError, match=f"expected no `{next(iter(given))}`, which acts on .* alone, got .*leave"
+    ):
+        load_backbone(source, **given)
+
+
+@pytest.mark.parametrize("source", ["compact-resnet:8", nn.Identity()])
+def test_a_transform_of_another_kind_is_refused(source):
+    with pytest.raises(
+        InvalidInputError, match=r"ImageTransform or a LibraryTransform, got Compose; wrap .*\(function, s"
+    ):
+        load_backbone(source, transform=Compose([ToTensor()]))
 
 
 def test_large_images_go_through_a_cpu_a_few_at_a_time():

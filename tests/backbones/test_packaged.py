@@ -11,7 +11,7 @@ import torch
 
 from nml_kit import load_backbone
 from nml_kit.backbones.vision import PACKAGED, packaged_network
-from nml_kit.errors import DataFileError, MissingDependencyError, UnknownNameError
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, UnknownNameError
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(0, 224), (1, 240), (2, 260)])  # the other one pads for its own size
@@ -33,8 +33,8 @@ def test_the_backbone_gives_pooled_features_of_images_of_any_size():
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     assert backbone(images).shape == (2, 1280)
     assert backbone.transform.settings["input_size"] == [3, 224, 224]
-    again = load_backbone("packaged:efficientnet-lite0", seed=1)
-    assert again.key == backbone.key  # weights do not come from a seed
+    with pytest.raises(InvalidInputError, match="expected no `seed`, which acts on random weights alone, got 0; leave"):
+        load_backbone("packaged:efficientnet-lite0", seed=0)
 
 
 def test_unknown_names_and_missing_packages_are_explained(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nml_kit import Store, Task, extract_features, load_backbone
-from nml_kit.backbones import EmbeddingApi
+from nml_kit.backbones import EmbeddingApi, ImageTransform
 from nml_kit.backbones.service import KEY_VARIABLE
 from nml_kit.errors import InvalidInputError, ServiceError
 
@@ -213,6 +213,16 @@ def test_addresses_without_model_or_with_a_secret_are_refused(name):
     ) as e:
         load_backbone(name)
     assert "word" not in str(e.value).replace("password", "")
+
+
+def test_an_argument_that_cannot_act_on_a_service_is_refused():
+    url = "https://host/v1/embeddings"
+    for source in (f"{url}#m", EmbeddingApi(url, "m")):
+        for name, value in {"transform": ImageTransform(), "fingerprint_of_weights": "v1", "seed": 0}.items():
+            with pytest.raises(
+                InvalidInputError, match=f"expected no `{name}`, which acts on .* alone, got .*leave it out"
+            ):
+                load_backbone(source, **{name: value})
 
 
 def test_images_are_refused(service):
