@@ -89,7 +89,10 @@ class TunedModel:
 
 
 def with_features_of(backbone: Backbone, task: Task, samples: Features) -> Features:
-    """The `samples` of `task` with the features that `backbone` gives them now, in place of those they have."""
+    """The `samples` of `task` with the features that `backbone` gives them now, in place of those they have.
+
+    Raises InvalidInputError for samples of another task.
+    """
     batches = [backbone(task.inputs(rows)).numpy() for rows in _parts(_rows_of(task, samples))]
     return replace(samples, values=np.concatenate(batches), fingerprint=backbone.fingerprint)
 
@@ -130,8 +133,12 @@ def fine_tune(
 
 
 def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, progress: bool = False) -> TunedModel:
-    """`fine_tune` on samples of `task` with their frozen features and labels, where these are known."""
+    """`fine_tune` on samples of `task` with their frozen features and labels, where these are known.
+
+    Raises InvalidInputError for samples of another task, and what `fine_tune` raises.
+    """
     tuning.check()
+    rows = _rows_of(task, train)
     encoder = copy.deepcopy(_network_of(backbone)).to(tuning.device)
     head = copy.deepcopy(_start(train, tuning.random_state))
     classifier = head.module_.classifier.to(tuning.device)
@@ -139,7 +146,8 @@ def tune_on(task: Task, backbone: Backbone, train: Features, tuning: Tuning, *, 
     adapted = add_adapters(network, tuning.rank, tuning.random_state) if tuning.method == "lora" else None
     network.eval()  # adapters come in training mode
     weights = [weight for part in (network, classifier) for weight in part.parameters() if weight.requires_grad]
-    head.loss_curve_ = _train(_trainable(encoder, backbone), head, weights, task, train, tuning, progress)
+    encode = _trainable(encoder, backbone)
+    head.loss_curve_ = _train(lambda batch: encode(task.inputs(rows[batch])), head, weights, train, tuning, progress)
     if adapted is not None:
         adapted.merge_and_unload()
     tuned = encoder.requires_grad_(False).eval().cpu()
@@ -162,14 +170,13 @@ def _train(
     encode: Callable[[NDArray[Any]], Tensor],
     head: LinearProbe,
     weights: list[nn.Parameter],
-    task: Task,
     train: Features,
     tuning: Tuning,
     progress: bool,
 ) -> list[float]:
-    """Train the weights in place; return the mean loss of each epoch."""
+    """Train the weights in place; return the mean loss of each epoch. `encode` gives Z of rows (M,) of `train`."""
     count, device = len(train), tuning.device
-    rows, codes = _rows_of(task, train), torch.from_numpy(np.searchsorted(head.classes_, train.labels))
+    codes = torch.from_numpy(np.searchsorted(head.classes_, train.labels))
     generator, bounds = torch.Generator().manual_seed(tuning.random_state), batch_bounds(count, tuning.batch_size)
     optimizer = CosineAdamW([(weights, tuning.learning_rate, tuning.weight_decay)], tuning.epochs * len(bounds))
     loss_weights, curve = term_weights(tuning.weights, "paper"), []
@@ -178,7 +185,7 @@ def _train(
         for start, stop in bounds:
             batch = order[start:stop].numpy()
             F = torch.from_numpy(np.array(train.values[batch], dtype=np.float32)).to(device)
-            Z = encode(task.inputs(rows[batch]))
+            Z = encode(batch)
             loss = tuning_loss(Z, F, codes[batch].to(device), head.module_.classifier, loss_weights)
             for weight in weights:
                 weight.grad = None
@@ -225,9 +232,15 @@ def _network_of(backbone: Backbone) -> nn.Module:
 
 
 def _rows_of(task: Task, samples: Features) -> NDArray[np.intp]:
-    """The position in `task` of each sample, by its id."""
+    """The position in `task` of each sample, by its id; InvalidInputError for an id that the task has not."""
     order = np.argsort(task.ids)
-    return order[np.searchsorted(task.ids, samples.ids, sorter=order)]
+    rows = order.take(np.searchsorted(task.ids, samples.ids, sorter=order), mode="clip")
+    if (strange := task.ids[rows] != samples.ids).any():
+        raise InvalidInputError(
+            f"Expected samples of task {task.name!r}, got features of {samples.task!r} with the id "
+            f"{str(samples.ids[strange][0])!r}, which it has not; extract them from this task."
+        )
+    return rows
 
 
 def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:

@@ -14,7 +14,7 @@ from nml_kit.backbones import ImageTransform, fingerprint_weights
 from nml_kit.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from nml_kit.features import Fold, in_domain_fold, samples_to_test, samples_to_train
 from nml_kit.heads import LinearProbe, nmtune_terms
-from nml_kit.tuning import Tuning, fine_tune, with_features_of
+from nml_kit.tuning import Tuning, fine_tune, tune_on, with_features_of
 from nml_kit.tuning.lora import adapted_layers, add_adapters
 from nml_kit.tuning.tune import tuning_loss
 
@@ -219,6 +219,19 @@ def test_a_transformer_with_torchs_attention_is_tuned(task, store):
     for method in ("full", "lora"):
         model = fine_tune(task, backbone, quick(method=method), store=store, progress=False)
         assert model.head.loss_curve_[-1] < model.head.loss_curve_[0]
+
+
+@pytest.mark.parametrize("strange", ["0", "zzz"])
+def test_features_of_another_task_are_refused(strange, task, store):
+    backbone = load_backbone("compact-resnet:8", seed=0, transform=SMALL)
+    features = extract_features(task, backbone, store=store, progress=False).take(np.arange(8))
+    other = replace(features, task="other", ids=np.array([*features.ids[:7], strange]))
+    for use in (lambda: with_features_of(backbone, task, other), lambda: tune_on(task, backbone, other, quick())):
+        with pytest.raises(
+            InvalidInputError, match=f"task '{task.name}', got features of 'other' with the id '{strange}'"
+        ):
+            use()
+    np.testing.assert_array_equal(with_features_of(backbone, task, features).values, features.values)
 
 
 def test_a_black_box_cannot_be_tuned(task):
