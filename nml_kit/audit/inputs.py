@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from jaxtyping import Int
 from numpy.typing import ArrayLike, NDArray
@@ -20,12 +21,15 @@ _KINDS = (".npy", ".safetensors", ".parquet")
 def read_array(path: str | Path) -> NDArray[Any]:
     """Read a .npy file (mapped, never unpickled), the one tensor of a .safetensors file, or a .parquet table.
 
-    A table's columns become the columns of a matrix; a single one a vector. Raises InvalidInputError for another kind
-    of file, DataFileError if it is missing, cut short or holds something else.
+    A table's columns become the columns of a matrix; a single one a vector, or a matrix if it holds lists. A pandas
+    index is left out. Raises InvalidInputError for another kind of file, DataFileError if it is missing, cut short, has
+    gaps or holds something else.
     """
     path = Path(path)
     if path.suffix not in _KINDS:
         raise InvalidInputError(f"Expected a file that ends in {', '.join(_KINDS)}, got {path}.")
+    if not path.is_file():
+        raise DataFileError(f"Expected an array in {path}, got no such file; check the path.")
     if path.suffix == ".safetensors":
         tensors = read_tensors(path)
         if len(tensors) != 1:
@@ -35,12 +39,21 @@ def read_array(path: str | Path) -> NDArray[Any]:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         table = read_table(path, [])
-        columns = [column.to_numpy(zero_copy_only=False) for column in table.itercolumns()]
+        index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+        columns = [_column(table[name], name) for name in table.column_names if name not in index]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise DataFileError(
             f"Expected an array in {path}, got {type(error).__name__}: {error}; save it anew."
         ) from error
+
+
+def _column(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
+    """The values (N,), or (N, D) of a column of lists; ValueError for a gap."""
+    if column.null_count:
+        raise ValueError(f"no value in row {column.is_null().index(True).as_py()} of column {name!r}")
+    values = column.to_numpy(zero_copy_only=False)
+    return np.stack(values) if len(values) and isinstance(values[0], np.ndarray) else values
 
 
 def features_from_files(
@@ -78,8 +91,9 @@ def features_from_arrays(
     """Features (N, D) with labels (N,) of any kind, and domains (N,) if there are several, as a `Features` value.
 
     Without test samples, a quarter of the samples, stratified by class, is set apart as such.
-    Raises InvalidInputError for features that are not a finite matrix of numbers, lengths that differ, another width
-    of the test features, test classes that were not trained on, or fewer than two classes.
+    Raises InvalidInputError for features that are not a finite matrix of numbers, lengths that differ, labels or
+    domains with gaps, another width of the test features, test classes that were not trained on, or fewer than two
+    classes.
 
     >>> X, y = np.eye(8), np.array(["cat", "dog"] * 4)
     >>> features = features_from_arrays(X, y)
@@ -93,12 +107,12 @@ def features_from_arrays(
     if len(widths) > 1:
         raise InvalidInputError(f"Expected train and test features of one width, got {sorted(widths)}.")
     values, labels, named = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    classes = np.unique(parts[0][1])
+    classes = np.unique(labels[: len(parts[0][0])])
     unknown = np.setdiff1d(labels, classes)
     if len(classes) < 2 or len(unknown):
         raise InvalidInputError(
             f"Expected at least two classes, all with train samples, got {len(classes)} classes of train samples"
-            + (f" and test labels such as {unknown[0]!r} without any." if len(unknown) else ".")
+            + (f" and test labels such as {str(unknown[0])!r} without any." if len(unknown) else ".")
         )
     codes = np.searchsorted(classes, labels)
     splits = np.where(np.arange(len(values)) < len(parts[0][0]), "train", "test")
@@ -112,20 +126,29 @@ def features_from_arrays(
 def _checked(
     split: str, X: ArrayLike, y: ArrayLike, domains: ArrayLike | None
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.str_]]:
-    values, labels = np.asarray(X), np.asarray(y)
-    if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+    values = np.asarray(X)
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise InvalidInputError(
-            f"Expected {split} features as a matrix of numbers (N, D) without NaN or infinity, got {values.dtype} of "
-            f"shape {values.shape}."
+            f"Expected {split} features as a matrix of numbers (N, D), got {values.dtype} of shape {values.shape}."
         )
-    names = np.full(len(values), "all") if domains is None else np.asarray(domains).astype(np.str_)
-    for name, column in (("labels", labels), ("domains", names)):
-        if column.shape != (len(values),):
-            raise InvalidInputError(
-                f"Expected one of {split} {name} for each of {len(values)} rows, got shape {column.shape}."
-            )
+    if (bad := ~np.isfinite(values).all(axis=1)).any():
+        raise InvalidInputError(
+            f"Expected {split} features without NaN or infinity, got one in row {bad.argmax()}; fill it."
+        )
+    labels = _names(f"{split} labels", y, len(values))
+    names = _names(f"{split} domains", np.full(len(values), "all") if domains is None else domains, len(values))
     floats = values.dtype if values.dtype in (np.float16, np.float32, np.float64) else np.float64
-    return values.astype(floats, copy=False), labels, names
+    return values.astype(floats, copy=False), labels, names.astype(np.str_)
+
+
+def _names(kind: str, column: ArrayLike, count: int) -> NDArray[Any]:
+    """The labels or domains (N,), of objects as what these are."""
+    names = np.asarray(column)
+    if names.shape != (count,):
+        raise InvalidInputError(f"Expected one of {kind} for each of {count} rows, got shape {names.shape}.")
+    if (gaps := pd.isna(names)).any():
+        raise InvalidInputError(f"Expected {kind} without gaps, got {names[gaps][0]} in row {gaps.argmax()}; fill it.")
+    return np.array(names.tolist()) if names.dtype == object else names
 
 
 def _test_rows(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
