@@ -21,7 +21,7 @@ from nml_kit.store import Store, fingerprint, plain_of_bytes, read_json, write_j
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that another program decodes, as Pillow does with EPS
 _PILLOW_ERRORS = (OSError, SyntaxError, EOFError, NotImplementedError, struct.error, Image.DecompressionBombError)
-_IMAGE_ERRORS = (*_PILLOW_ERRORS, TypeError, ValueError, LookupError, ArithmeticError, MemoryError)
+_IMAGE_ERRORS = (*_PILLOW_ERRORS, TypeError, ValueError, LookupError, ArithmeticError)  # a full memory breaks no image
 _SETTLED_SECONDS = 60.0
 
 

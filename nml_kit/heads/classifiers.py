@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from nml_kit.errors import InvalidInputError, unknown_name
@@ -117,13 +117,13 @@ class LinearProbe(_Head):
 
 
 @_settings
-class MLPTune(TransformerMixin, _Head):
+class MLPTune(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Head):
     """MLP tuning: Z = g(F) with a small MLP g, and a linear classifier on Z, trained with cross-entropy.
 
     recipe: "paper" has g = Linear(D, h)–ReLU–Linear(h, D) with h = D; "reference" (the authors' code) has h = 4D and
     g(f) = s ⊙ MLP(f) + f with a learned s (D,) that starts at 1, MLP = Linear(D, h)–BatchNorm–ReLU–Linear(h, D).
     hidden: h; None is the recipe's, but at least 64; a tuple holds the widths of several hidden layers, () has none.
-    Other parameters: see `LinearProbe`. `transform` gives Z.
+    Other parameters: see `LinearProbe`. `transform` gives Z, with the names "mlptune0", … if these are asked for.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] * X[:, 1] > 0
@@ -137,6 +137,10 @@ class MLPTune(TransformerMixin, _Head):
     def transform(self, X: Any) -> Float[np.ndarray, "n d"]:
         """Return the tuned features Z = g(X), float64 (N, D); X is (N, D)."""
         return self._infer(X, "features").numpy()
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
 
     def _design(self, num_features: int) -> Design:
         if self.recipe not in TERM_WEIGHTS:
@@ -177,13 +181,17 @@ def fit_heads(
     one shape (class, recipe, width, epochs, batch size, number of samples) train side by side; seeds, weights of the
     terms, learning rates and weight decays are free. Each result equals fitting that head alone on its rows, but for
     rounding, which training amplifies: probabilities agree to a relative 1e-5 in float64, an absolute 2e-3 in float32.
-    Raises what `fit` raises, and InvalidInputError for masks that do not fit X or heads.
+    Raises what `fit` raises, and InvalidInputError for masks that do not fit X or heads, and for other classifiers.
 
     >>> X = np.random.default_rng(0).standard_normal((200, 8))
     >>> y = X[:, 0] > 0
     >>> [head.weights for head in fit_heads(X, y, [NMTune(weights=w, epochs=1) for w in (0.0, 0.1)])]
     [0.0, 0.1]
     """
+    heads = list(heads)
+    for head in heads:
+        if not isinstance(head, _Head):
+            raise InvalidInputError(f"Expected LinearProbe, MLPTune or NMTune, got {head!r:.80}; call its own `fit`.")
     fitted = [clone(head) for head in heads]
     masks = [None] * len(fitted) if sample_masks is None else list(sample_masks)
     if len(masks) != len(fitted):

@@ -143,7 +143,7 @@ def pretrain_on_shards(
     nml_kit.errors.DataFileError: Expected 2 shards none-{0..1}.tar, but 2 are missing, as none-0.tar; restore them or \
 change the pattern.
     """
-    processes = launched_processes()
+    processes, seed = launched_processes(), loop.plain_seed(seed)
     shards = survey_shards(pattern, processes)
     _require_full_streams(shards, recipe, processes)
     card = {"objective": "contrastive", "task": Path(pattern).name, "pairs": _count(shards)}
@@ -156,7 +156,7 @@ change the pattern.
 
 def is_pretrained_on_shards(pattern: str | Path, *, recipe: ShardRecipe, seed: int, store: Store) -> bool:
     """Whether `pretrain_on_shards` would find its result in the store."""
-    key = _shards_key(survey_shards(pattern, launched_processes()), recipe, seed)
+    key = _shards_key(survey_shards(pattern, launched_processes()), recipe, loop.plain_seed(seed))
     return store.find(PRETRAINED_KIND, key) is not None
 
 

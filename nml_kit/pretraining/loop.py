@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ from tqdm import tqdm
 
 from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone
 from nml_kit.data import Task
+from nml_kit.errors import InvalidInputError
 from nml_kit.pretraining.distributed import Processes
 from nml_kit.pretraining.recipes import ContrastiveRecipe, Recipe
 from nml_kit.store import Store, replacing, write_tensors
 
 CHECKPOINT = "checkpoint.pt"
 History = list[dict[str, float]]
+
+
+def plain_seed(seed: Any) -> int:
+    """The seed as the int that keys and cards hold, NumPy's too; InvalidInputError unless it is one of at least 0."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise InvalidInputError(f"Expected seed to be an integer of at least 0, got {seed!r}.")
+    return int(seed)
 
 
 class Training:

@@ -64,6 +64,7 @@ def pretrain(
     (0.1, 1)
     """
     recipe, processes = resolve_recipe(recipe, contrastive=isinstance(noise, CaptionNoise)), launched_processes()
+    seed = loop.plain_seed(seed)
     start = partial(_TRAININGS[type(recipe)], task, noise, recipe, seed, processes)
     key_now, card = partial(_key, task, noise, recipe, seed), _card(task, noise, recipe, seed)
     title = f"pretrain γ={noise.requested_ratio:g} seed={seed}"
@@ -77,7 +78,7 @@ def is_pretrained(
 ) -> bool:
     """Whether `pretrain` would find its result in the store."""
     recipe = resolve_recipe(recipe, contrastive=isinstance(noise, CaptionNoise))
-    return store.find(PRETRAINED_KIND, _key(task, noise, recipe, seed)) is not None
+    return store.find(PRETRAINED_KIND, _key(task, noise, recipe, loop.plain_seed(seed))) is not None
 
 
 def untrained(recipe: AnyRecipe | ShardRecipe, task: Task, *, seed: int) -> Backbone:

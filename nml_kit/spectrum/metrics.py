@@ -32,7 +32,7 @@ def singular_value_entropy(singular_values: ArrayLike) -> float:
     """
     shares = _shares(singular_values)
     positive = shares[shares > 0]
-    return max(-float((positive * np.log(positive)).sum()), 0.0)
+    return max(0.0, -float((positive * np.log(positive)).sum()))  # 0.0 first: it wins over −0.0
 
 
 def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
@@ -44,7 +44,7 @@ def largest_singular_value_ratio(singular_values: ArrayLike) -> float:
     >>> round(largest_singular_value_ratio([2.0, 1.0, 1.0]), 6)
     0.693147
     """
-    return max(-float(np.log(_shares(singular_values)[0])), 0.0)
+    return max(0.0, -float(np.log(_shares(singular_values)[0])))
 
 
 def cumulative_energy(singular_values: ArrayLike) -> Float[np.ndarray, " r"]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nml_kit.errors import InvalidInputError, unknown_name
 from nml_kit.pretraining import ContrastiveRecipe, Recipe, ShardRecipe, TimmRecipe
@@ -11,7 +11,15 @@ from nml_kit.store import read_yaml
 
 Objective = Literal["supervised", "contrastive"]
 NoiseKind = Literal["uniform", "asymmetric", "confusion"]
-Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+def _fraction(ratio: float) -> float:
+    if not 0 <= ratio <= 1:
+        raise ValueError("expected a fraction from 0 to 1; 10 % is 0.1")
+    return ratio
+
+
+Ratio = Annotated[float, AfterValidator(_fraction)]
 
 
 class PretrainingData(BaseModel):

@@ -58,6 +58,18 @@ def test_files_are_read_once_and_again_after_a_change(folder, settled, reads):
     assert len(reads) == 10
 
 
+def test_a_full_memory_is_no_broken_image(folder, monkeypatch):
+    def full(self, number):
+        raise MemoryError("128 GiB")
+
+    monkeypatch.setattr(FileParts, "read", full)
+    monkeypatch.setattr(images, "_decoded", lambda data: full(None, 0))
+    with pytest.raises(MemoryError, match="128 GiB"):
+        images.decode_images([b"png"], np.array(["a"]), "one")
+    with pytest.raises(MemoryError, match="128 GiB"):
+        load_task(folder).inputs(slice(0, 2))
+
+
 def test_what_has_just_changed_is_not_remembered(folder, reads):
     assert load_task(folder).fingerprint == load_task(folder).fingerprint
     assert len(reads) == 8

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_kit.errors import InvalidInputError, UnknownNameError
-from nml_kit.heads import LinearProbe, MLPTune, NMTune, batch_bounds, fit_heads, nmtune_terms
+from nml_kit.heads import ExactLinearProbe, LinearProbe, MLPTune, NMTune, batch_bounds, fit_heads, nmtune_terms
 from nml_kit.heads.networks import Design, build_network
 from nml_kit.spectrum import singular_value_entropy, singular_values
 
@@ -497,6 +497,21 @@ def test_bad_masks_are_named(masks, message):
     X, y = blobs()
     with pytest.raises(InvalidInputError, match=message):
         fit_heads(X, y, [LinearProbe(), MLPTune()], sample_masks=masks)
+
+
+def test_fit_heads_names_a_classifier_that_it_cannot_train():
+    with pytest.raises(InvalidInputError, match=r"Expected LinearProbe.*got ExactLinearProbe\(\); call its own `fit`"):
+        fit_heads(*blobs(), [LinearProbe(), ExactLinearProbe()])
+
+
+@pytest.mark.parametrize("head", [MLPTune, NMTune])
+def test_tuned_features_are_a_table_if_asked(head):
+    X, y = blobs()
+    fitted = head(epochs=1).fit(X, y)
+    Z = fitted.transform(X)
+    table = fitted.set_output(transform="pandas").transform(X)
+    assert list(table.columns) == [f"{head.__name__.lower()}{feature}" for feature in range(12)]
+    np.testing.assert_array_equal(table.to_numpy(), Z)
 
 
 def test_progress_bar_only_when_asked(capsys):

@@ -102,6 +102,15 @@ def test_noise_of_other_labels_is_refused(task, store):
         pretrain(task, other, seed=0, store=store)
 
 
+def test_a_seed_of_numpy_is_that_integer(task, store):
+    first, again = run(task, store, seed=3), run(task, store, seed=np.int64(3))
+    assert (again.name, again.card["seed"]) == (first.name, 3)
+    weights_bytes(store)  # one entry
+    for seed in (-1, 0.5, True):
+        with pytest.raises(InvalidInputError, match=f"Expected seed to be an integer of at least 0, got {seed}"):
+            run(task, store, seed=seed)
+
+
 @pytest.mark.parametrize("contrastive", [False, True], ids=["labels", "captions"])
 def test_unknown_recipe_names_the_nearest(contrastive):
     with pytest.raises(UnknownNameError, match="Unknown pre-training recipe 'lite': did you mean 'light'"):

@@ -37,6 +37,7 @@ def test_one_direction():
     one = np.array([5.0, 0.0, 0.0])
     assert singular_value_entropy(one) == 0.0
     assert largest_singular_value_ratio(one) == 0.0
+    assert [str(metric(one)) for metric in (singular_value_entropy, largest_singular_value_ratio)] == ["0.0", "0.0"]
     metrics = spectrum_metrics(one)
     assert [metrics[name] for name in RANKS] == pytest.approx([1.0] * 4, abs=1e-5)
     assert math.isnan(alpha_exponent(one))

@@ -23,7 +23,7 @@ def test_unknown_profile_names_the_nearest():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ratios: [0, 1.5]", "less than or equal to 1"),
+        ("ratios: [0, 1.5]", r"ratios\.1.*expected a fraction from 0 to 1; 10 % is 0\.1.*input_value=1\.5"),
         ("speeds: [1]", "speeds"),
         ("ratios: [", "while parsing a flow node"),
         ("- 1", "expected the fields of a profile"),
@@ -34,3 +34,9 @@ def test_invalid_profile_says_what_is_wrong(tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidInputError, match=rf"(?s)mine\.yaml.*{message}"):
         load_profile(str(path))
+
+
+def test_a_profile_is_changed_within_its_checks():
+    with pytest.raises(InvalidInputError, match=r"(?s)ratios\.1.*expected a fraction from 0 to 1.*input_value=30"):
+        load_profile("demo").changed(ratios=[0, 30])
+    assert load_profile("demo").changed(ratios=[0, 1]).ratios == (0.0, 1.0)
