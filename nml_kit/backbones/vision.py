@@ -146,9 +146,10 @@ def _fill(network: nn.Module, path: str, architecture: str, not_used: set[str]) 
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("not tensors by name")
     except UNREADABLE as error:
+        reason = str(error).partition(" No automatic unsafe")[0]  # timm's advice to unpickle cannot be followed here
         raise DataFileError(
             f"Expected a file of weights, a state_dict without pickled code, at {path}, got {type(error).__name__}: "
-            f"{error}; save it with safetensors."
+            f"{reason}; save it with safetensors."
         ) from error
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
