@@ -40,7 +40,7 @@ def test_timm_loads_it_on_packaged_weights(task, store):
 
 
 def check(name, network, task, store, transform=SMALL):
-    backbone = load_backbone(name, seed=0, transform=transform)
+    backbone = load_backbone(name, transform=transform)
     features = extract_features(task, backbone, store=store, progress=False)
     probe = LinearProbe(epochs=5).fit(features.values, task.labels)
     assert logit_difference(fuse_head(probe, backbone), network, backbone, task, probe) < 1e-5
