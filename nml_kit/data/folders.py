@@ -1,9 +1,12 @@
 """Images in folders: one folder a class (ImageFolder, ImageNet), or split files that list them (DomainNet)."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,52 +16,74 @@ from nml_kit.errors import DataFileError
 from nml_kit.store import stays_inside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"val", "valid", "validation"}, {"test", "testing"}
+_SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir")
+_SPLIT_NAMES = re.compile(
+    r"(?:(?P<train>train(?:ing|val)?)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))(?:[ _-]?(?:set|data))?",
+    re.IGNORECASE,
+)
+_LAYOUTS = "CLASS/…, SPLIT/CLASS/…, DOMAIN/CLASS/…, SPLIT/DOMAIN/CLASS/… or DOMAIN/SPLIT/CLASS/…"
+_log = logging.getLogger(__name__)
 
 
-def official_splits(names: Sequence[str]) -> dict[str, str]:
+class ClassFolder(NamedTuple):
+    """A folder of images of one class, and the names of its split and domain (empty: none)."""
+
+    split: str
+    domain: str
+    path: Path
+
+
+def official_splits(names: Iterable[str]) -> dict[str, str]:
     """What each of a set's own splits is for: "train" or "test"; names that are none are left out.
 
-    With a test split, a validation split is more to train on (heads carve their own part from it); without, it is the
-    test split.
+    Case does not matter, and "training_set" is "train". With a test split, a validation split is more to train on
+    (heads carve their own part from it); without, it is the test split.
 
-    >>> official_splits(["train", "val"]), official_splits(["train", "val", "test"])["val"]
-    ({'train': 'train', 'val': 'test'}, 'train')
+    >>> official_splits(["Train", "val"]), official_splits(["train", "val", "test_set"])["val"]
+    ({'Train': 'train', 'val': 'test'}, 'train')
     """
-    is_complete = _TEST & set(names) and _TRAIN & set(names)
-    for_training = _TRAIN | (_VALIDATION if is_complete else set())
-    roles = dict.fromkeys(_TEST | _VALIDATION, "test") | dict.fromkeys(for_training, "train")
-    return {name: roles[name] for name in names if name in roles}
+    kinds = {name: _split_kind(name) for name in names}
+    for_training = {"train", "val"} if {"train", "test"} <= set(kinds.values()) else {"train"}
+    return {name: "train" if kind in for_training else "test" for name, kind in kinds.items() if kind}
 
 
 def read_class_folders(root: str | Path, *, name: str | None = None, skip: Sequence[str] = ()) -> Task:
-    """A Task from folders of images, one a class: `root/CLASS/…`, or `root/train/CLASS/…`, `root/val/CLASS/…`, ….
+    """A Task from folders of images, one a class: `root/CLASS/…`, with splits or domains or both above the classes.
 
-    Classes are the folders' names, sorted, without those to `skip`; ids are the paths below `root`; splits are those of
-    `official_splits`. A test folder without class folders, as ImageNet has, is left out if val has them.
-    Raises DataFileError if a folder is missing or holds no images.
+    Classes are the folders' names, sorted, without those to `skip` and hidden ones; splits are those of
+    `official_splits`. Folders that share their subfolders are domains. A folder that is alone is entered; ids are the
+    paths below. A test folder without class folders, as ImageNet has, is left out if val has them.
+    What was read is logged, with a warning for what was left out though one sees it.
+    Raises DataFileError if a folder is missing or holds no images, or if folders can be read in several ways.
     """
-    root = Path(root)
-    split_folders = list(official_splits([path.name for path in _subfolders(root)]))
-    splits = official_splits([split for split in split_folders if _subfolders(root / split)])
-    flat = [split for split in split_folders if split not in splits]
-    if flat and splits and "test" not in splits.values():  # as ImageNet's validation images come
-        _class_folders(root / flat[-1], skip)
-    folders = {split: _class_folders(root / split, skip) for split in splits} or {"": _class_folders(root, skip)}
-    classes = sorted({name for names in folders.values() for name in names})
+    folders, name = sorted(_class_folders(Path(root), skip)), name or Path(root).name
+    root = _entered(Path(root), skip)
+    roles = official_splits(folder.split for folder in folders)
+    classes = sorted({folder.path.name for folder in folders})
+    _require_shared_classes(root, folders, roles)
     rows = []
-    for split, class_name in ((split, name) for split, names in folders.items() for name in names):
-        files = list(_images_below(root / split / class_name, root))
+    for folder in folders:
+        files = list(_images_below(folder.path, root))
         if not files:
             raise DataFileError(
-                f"{root / split / class_name}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class "
-                f"{class_name!r}, got none; delete the folder or restore its files."
+                f"{folder.path}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class {folder.path.name!r}, got "
+                "none; delete the folder or restore its files."
             )
-        rows += [(file, classes.index(class_name), splits.get(split)) for file in files]
-    ids, labels, roles = zip(*rows, strict=True)
-    more = {"splits": np.array(roles)} if splits else {}
-    images = image_files([root / file for file in ids])
-    return Task(name or root.name, np.array(ids), np.array(labels, np.int64), tuple(classes), image_data=images, **more)
+        rows += [(file, classes.index(folder.path.name), folder.domain, roles.get(folder.split)) for file in files]
+    ids, labels, domains, splits = zip(*rows, strict=True)
+    task = Task(
+        name,
+        np.array(ids),
+        np.array(labels, np.int64),
+        tuple(classes),
+        domains=np.array(domains) if any(domains) else None,
+        splits=np.array(splits) if roles else None,
+        image_data=image_files([root / file for file in ids]),
+    )
+    rule = ", ".join(f"{split} is {role}" for split, role in roles.items()) or "a quarter of each class is test"
+    counts = [(task.splits == "train").sum(), (task.splits == "test").sum(), len(classes), len(set(domains))]
+    _log.info("Read %s train and %s test images of %s classes and %s domains below %s; %s.", *counts, root, rule)
+    return task
 
 
 def read_imagenet_variant(root: Path, folder: Path, name: str) -> Task:
@@ -110,8 +135,9 @@ def read_listed_domains(root: str | Path, domains: Sequence[str] | None = None) 
 
 
 def split_files(root: Path) -> list[Path]:
-    """DomainNet's split files in a folder."""
-    return [*root.glob("*_train.txt"), *root.glob("*_test.txt")]
+    """DomainNet's split files in a folder, beside the folders of their domains."""
+    files = [*root.glob("*_train.txt"), *root.glob("*_test.txt")]
+    return [file for file in files if file.with_name(file.stem.rpartition("_")[0]).is_dir()]
 
 
 def _listed(path: Path, names: dict[int, str]) -> Iterator[tuple[str, int]]:
@@ -138,7 +164,9 @@ def _listed(path: Path, names: dict[int, str]) -> Iterator[tuple[str, int]]:
 def _imagenet_classes(root: Path) -> list[str]:
     """The WordNet ids of ImageNet's classes in the order of its labels, which is the sorted one."""
     for folder in (root / "imagenet" / "val", root / "imagenet" / "train"):
-        if folder.is_dir() and (names := [path.name for path in _subfolders(folder)]):
+        if folder.is_dir() and (names := _listing(folder)[0]):
+            if strange := [name for name in names if not re.fullmatch(r"n\d{8}", name)]:
+                raise DataFileError(f"{folder}: expected folders named by WordNet ids, got {strange[0]!r}; move it.")
             return names
     listed = root / "imagenet" / "wnids.txt"
     try:
@@ -150,29 +178,121 @@ def _imagenet_classes(root: Path) -> list[str]:
         ) from error
 
 
-def _subfolders(root: Path) -> list[Path]:
-    try:
-        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        return sorted(folders, key=lambda path: path.name)
-    except OSError as error:
-        raise DataFileError(f"Expected a folder at {root}, got {error}; check the path.") from error
+def _split_kind(name: str) -> str | None:
+    match = _SPLIT_NAMES.fullmatch(name)
+    return match and match.lastgroup
 
 
-def _class_folders(root: Path, skip: Sequence[str]) -> list[str]:
-    names = [path.name for path in _subfolders(root) if path.name not in skip]
-    if not names:
+def _class_folders(root: Path, skip: Sequence[str], split: str = "", domain: str = "") -> Iterator[ClassFolder]:
+    """The class folders at, or below, the level of `root`, which is of this split and domain."""
+    outer, root = root, _entered(root, skip)
+    folders, images = _listing(root, skip)
+    for path in {*outer.iterdir(), *root.iterdir()}:
+        if not _is_visible(path.name) and path.is_dir():
+            _log.info(f"Left out {path}: hidden.")
+    if not folders:
         raise DataFileError(
             f"{root}: expected one folder of images for each class, got none; sort the images into folders, or check "
             "the path (shards are given by a pattern as 'in-{000..005}.tar')."
         )
-    return names
+    if images:
+        _log.warning(f"Left out {len(images):,} images in {root}, such as {images[0]}: they are in no class folder.")
+    if not split and (splits := _split_folders(root, folders, skip)):
+        for name in splits:
+            yield from _class_folders(root / name, skip, name, domain)
+    elif not domain and _are_domains(root, folders, skip):
+        for name in folders:
+            yield from _class_folders(root / name, skip, split, name)
+    else:
+        yield from (ClassFolder(split, domain, root / name) for name in folders)
+
+
+def _split_folders(root: Path, folders: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The folders that are splits to read, none if there are none."""
+    splits = [name for name in folders if _split_kind(name)]
+    with_classes = [name for name in splits if _listing(root / name, skip)[0]]
+    others = [name for name in folders if name not in splits]
+    classes = [name for name in others if any(_images_below(root / name, root))]
+    if len(splits) == 1 and classes and not any(_listing(root / name, skip)[0] for name in folders):
+        _log.warning(f"Read {splits[0]} in {root} as a class, as the folders beside it; rename it if it is a split.")
+        return []
+    if splits and classes:
+        raise DataFileError(
+            f"{root}: expected splits or classes, got {', '.join(splits)} beside {', '.join(classes[:3])}; lay them "
+            f"out as {_LAYOUTS}."
+        )
+    if splits and others:
+        _log.warning(f"Left out {', '.join(others)} in {root}: without images.")
+    flat_tests = [name for name in splits if name not in with_classes and _split_kind(name) == "test"]
+    unlabelled = flat_tests if "val" in map(_split_kind, with_classes) else []
+    if unlabelled:
+        _log.warning(f"Left out {', '.join(unlabelled)} in {root}: without class folders, which val has.")
+    return [name for name in splits if name not in unlabelled]
+
+
+def _are_domains(root: Path, folders: Sequence[str], skip: Sequence[str]) -> bool:
+    """Whether folders are domains, which share their subfolders, rather than classes, which hold images."""
+    inside = {}
+    for name in folders:
+        names, images = _listing(_entered(root / name, skip), skip)
+        if not images and (len(names) > 1 or official_splits(names)):
+            inside[name] = set(names)
+    if not inside:
+        return False
+    everything = set.union(*inside.values())
+    is_shared = all(2 * len(names) > len(everything) for names in inside.values())
+    if len(inside) < len(folders) or not (is_shared or all(map(official_splits, inside.values()))):
+        first, *_ = inside
+        beside = next(name for name in [*(set(folders) - set(inside)), *reversed(inside)] if name != first)
+        raise DataFileError(
+            f"{root}: expected folders that all hold the images of a class, or that all share their class folders, "
+            f"got {first} with {', '.join(sorted(inside[first])[:3])} beside {beside}; lay them out as {_LAYOUTS}."
+        )
+    return True
+
+
+def _require_shared_classes(root: Path, folders: Sequence[ClassFolder], roles: dict[str, str]) -> None:
+    """Raise DataFileError if train and test have no class in common, warn if one has others."""
+    train, test = ({f.path.name for f in folders if roles.get(f.split) == use} for use in ("train", "test"))
+    if train and test and (differing := sorted(train ^ test)):
+        if not train & test:
+            raise DataFileError(
+                f"{root}: expected the same class folders for train and test, got {min(train)}, … and {min(test)}, …; "
+                f"lay them out as {_LAYOUTS}."
+            )
+        _log.warning(f"Only in train or only in test of {root}: {', '.join(differing[:5])} ({len(differing)} classes).")
+
+
+def _entered(root: Path, skip: Sequence[str]) -> Path:
+    """`root`, or the folder in it that holds all the others, such as an archive leaves."""
+    folders, loose = _listing(root, skip)
+    if len(folders) != 1 or loose or _split_kind(folders[0]):
+        return root
+    deeper, images = _listing(root / folders[0], skip)
+    return _entered(root / folders[0], skip) if deeper and not images else root
+
+
+def _listing(root: Path, skip: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the images in a folder, sorted, without hidden ones."""
+
+    def explain(error: OSError) -> None:
+        raise DataFileError(f"Expected a folder at {root}, got {error}; check the path.") from error
+
+    _, folders, files = next(os.walk(root, onerror=explain))
+    return sorted({*filter(_is_visible, folders)} - {*skip}), sorted(filter(_is_image, files))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in _SYSTEM_FOLDERS
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _images_below(folder: Path, root: Path) -> Iterator[str]:
     """Paths of the images at any depth of `folder`, from `root`, with / on every system, in sorted order."""
     for directory, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(filter(_is_visible, folders))
         below = Path(directory).relative_to(root).as_posix()
-        for file in sorted(files):
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                yield f"{below}/{file}"
+        yield from (f"{below}/{file}" for file in sorted(filter(_is_image, files)))

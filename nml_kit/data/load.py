@@ -34,9 +34,9 @@ def load_task(source: str | Path, *, root: str | Path | None = None, download: b
     (`nml datasets` lists them), from below `root` (default: $NML_DATASETS), where `download` puts what torchvision can
     fetch; "hf:owner/name" or "hf:owner/name/config", a data set of the Hugging Face hub.
     Paths: a .csv, .tsv or .parquet table with the columns `label`, and `image` or `text`; images in one folder a class,
-    with or without `train` and `val` or `test` above them; a folder with split files as DomainNet has; WebDataset
-    shards by a brace pattern as "in-{000..005}.tar"; a directory of `save_to_disk` of Hugging Face `datasets`, or
-    "hf:" before any directory that it reads.
+    with or without `train` and `val` or `test`, or domains that share the classes, above them; a folder with split
+    files as DomainNet has; WebDataset shards by a brace pattern as "in-{000..005}.tar"; a directory of `save_to_disk`
+    of Hugging Face `datasets`, or "hf:" before any directory that it reads.
     Several, joined by "+" as "imagenet+imagenet-r", are one task with a domain each (`join_tasks`).
     Files of images are read when their pixels are asked for. For a shipped task `root` replaces the directory of the
     shipped data.

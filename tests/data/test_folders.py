@@ -1,5 +1,6 @@
 """Folders of images: classes, splits, ids and fingerprints; what is read, and when."""
 
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -189,6 +190,111 @@ def test_a_flat_folder_of_unlabelled_test_images_is_left_out(folder):
     assert {one.split("/")[0] for one in task.ids[task.splits == "test"]} == {"val"}
 
 
+def write_files(root, *files):
+    for number, file in enumerate(files):
+        write_picture(root / file, number)
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "use"),
+    [("Train", "Test", "test"), ("TRAIN", "valid", "test"), ("training_set", "test_set", "test"),
+     ("trainset", "Validation", "test"), ("training", "dev", "test"), ("train-set", "testing", "test")],
+)  # fmt: skip
+def test_splits_are_known_whatever_their_case_and_form(tmp_path, train, other, use):
+    write_class_folders(tmp_path, ["cat", "dog"], (train, other), each=1)
+    task = load_task(tmp_path)
+    assert task.class_names == ("cat", "dog")
+    uses = {one.split("/")[0]: split for one, split in zip(task.ids.tolist(), task.splits.tolist(), strict=True)}
+    assert uses == {train: "train", other: use}
+
+
+@pytest.mark.parametrize(
+    ("above", "splits", "domains"),
+    [
+        (("art", "photo"), ("a quarter",), ("art", "photo")),
+        (("train/art", "train/photo", "test/art", "test/photo"), ("train", "test"), ("art", "photo")),
+        (("art/train", "photo/train", "art/test", "photo/test"), ("train", "test"), ("art", "photo")),
+        (("art/images", "photo/images"), ("a quarter",), ("art", "photo")),
+        (("pets/art", "pets/photo"), ("a quarter",), ("art", "photo")),
+        (("pets",), ("a quarter",), ("all",)),
+        (("pets/train", "pets/val"), ("train", "val"), ("all",)),
+    ],
+)
+def test_domains_and_splits_above_the_classes_are_told_apart(tmp_path, above, splits, domains):
+    write_class_folders(tmp_path, ["cat", "dog", "owl"], above, each=4)
+    task = load_task(tmp_path)
+    assert task.class_names == ("cat", "dog", "owl")
+    assert len(task) == 12 * len(above)
+    for one, label, domain, split in zip(task.ids, task.labels, task.domains, task.splits, strict=True):
+        parts = one.split("/")
+        assert parts[-2] == task.class_names[label]
+        assert domain in parts or domains == ("all",)
+        assert split == ("train" if "train" in parts else "test") or splits == ("a quarter",)
+    assert set(task.domains) == set(domains)
+    assert (task.splits == "test").mean() == (0.25 if splits == ("a quarter",) else 0.5)
+
+
+def test_domains_may_lack_some_classes(tmp_path):
+    write_class_folders(tmp_path, ["cat", "dog"], ("art", "photo"))
+    write_picture(tmp_path / "art" / "owl" / "0.png", 1)
+    task = load_task(tmp_path)
+    assert task.class_names == ("cat", "dog", "owl")
+    assert set(task.domains[task.labels == 2]) == {"art"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["bus/0.png", "car/0.png", "train/steam/0.png"], "expected splits or classes, got train beside bus, car; lay"),
+        (["car/0.png", "train/0.png", "test/0.png"], "got test, train beside car; lay them out as CLASS/"),
+        (["train/0.png", "val/cat/0.png", "val/dog/0.png"], "/train: expected one folder of images for each class"),
+        (["train/0.png", "test/0.png"], "/test: expected one folder of images for each class"),
+        (["train/a/0.png", "test/a/0.png", "val/0.png"], "/val: expected one folder of images for each class"),
+        (["a/cat/0.png", "a/dog/0.png", "b/owl/0.png", "b/elk/0.png"], "got a with cat, dog beside b; lay them out"),
+        (["a/cat/0.png", "a/dog/0.png", "b/0.png"], "got a with cat, dog beside b; lay them out as CLASS/"),
+        (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png"], "cat/test: expected one folder of images for each"),
+        (["train/n1/0.png", "train/n2/0.png", "val/images/0.png"], "same class folders .*, got n1, … and images, …"),
+    ],
+)
+def test_folders_that_can_be_read_in_several_ways_are_refused(tmp_path, files, message):
+    write_files(tmp_path, *files)
+    with pytest.raises(DataFileError, match=message):
+        load_task(tmp_path)
+
+
+def test_what_was_read_and_what_was_left_out_is_said(folder, caplog):
+    caplog.set_level(logging.INFO)
+    write_files(folder.parent, "__MACOSX/0.png", "pets/.git/0.png", "pets/train/cat/.ipynb_checkpoints/0.png")
+    write_files(folder, "test/0.png", "train/eel/0.png", "train/loose.png")
+    (folder / "annotations").mkdir()
+    task = load_task(folder.parent)  # the wrapper is entered
+    assert task.class_names == ("cat", "dog", "eel")
+    assert task.fingerprint == load_task(folder).fingerprint
+    said = {(record.levelname, record.getMessage()) for record in caplog.records}
+    assert said == {
+        ("INFO", f"Left out {folder.parent / '__MACOSX'}: hidden."),
+        ("INFO", f"Left out {folder / '.git'}: hidden."),
+        ("WARNING", f"Left out annotations in {folder}: without images."),
+        ("WARNING", f"Left out test in {folder}: without class folders, which val has."),
+        ("WARNING", f"Left out 1 images in {folder / 'train'}, such as loose.png: they are in no class folder."),
+        ("WARNING", f"Only in train or only in test of {folder}: eel (1 classes)."),
+        ("INFO", f"Read 9 train and 8 test images of 3 classes and 1 domains below {folder}; "
+                 "train is train, val is test."),
+    }  # fmt: skip
+
+
+def test_a_train_among_classes_is_said(tmp_path, caplog):
+    write_files(tmp_path, "car/0.png", "train/0.png")
+    assert load_task(tmp_path).class_names == ("car", "train")
+    assert f"Read train in {tmp_path} as a class, as the folders beside it; rename it" in caplog.text
+
+
+def test_class_folders_beside_lists_of_other_things_are_read(tmp_path):
+    write_class_folders(tmp_path, ["cat", "dog"], ("",))
+    (tmp_path / "meta_train.txt").write_text("cat/0")
+    assert load_task(tmp_path).class_names == ("cat", "dog")
+
+
 def test_moving_files_keeps_stored_features_and_a_changed_byte_does_not(folder, store):
     """The task is found again by what it holds, so nothing is extracted twice, and nothing stale is taken."""
     backbone = load_backbone("compact-resnet")
@@ -249,6 +355,9 @@ def test_a_folder_that_is_no_class_of_imagenet_and_a_missing_list_are_named(imag
     write_picture(imagenet / "imagenet-a" / "n99999999" / "x.png", 1)
     with pytest.raises(DataFileError, match=r"WordNet ids of ImageNet's classes, got 'n99999999'"):
         load_task("imagenet-a", root=imagenet)
+    (imagenet / "imagenet" / "val" / "logs").mkdir()
+    with pytest.raises(DataFileError, match=r"imagenet/val: expected folders named by WordNet ids, got 'logs'; move"):
+        load_task("imagenet-r", root=imagenet)
     (imagenet / "imagenet").rename(imagenet / "gone")
     with pytest.raises(DataFileError, match=r"or its WordNet ids in .*imagenet/wnids\.txt"):
         load_task("imagenet-r", root=imagenet)
