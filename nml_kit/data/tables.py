@@ -1,6 +1,7 @@
 """Tables of samples: anyone's CSV and Parquet files, the shipped data, and data sets of Hugging Face `datasets`."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ def read_table_task(path: Path) -> Task:
     """A Task from a table with the columns `label`, and `image` or `text`; .csv, .tsv or .parquet.
 
     An image is the path of a file, from the table's folder, or encoded bytes (in Parquet, also as Hugging Face keeps
-    them). Labels are numbers in 0..K−1 (their names are read where Hugging Face wrote them) or texts. Optional are
-    `split`, `domain`, `id` (else the image's path, or the row's number) and `caption`. The shipped data, which have
-    `class_names` in their metadata, have them all.
+    them). Labels are whole numbers (where Hugging Face wrote names: positions in these) or texts; classes are those
+    that occur. Optional are `split`, `domain`, `id` (else the image's path, or the row's number) and `caption`. The
+    shipped data, which have `class_names` in their metadata, have them all.
     """
     table = _read_table(path)
     columns = table.column_names
@@ -51,20 +52,23 @@ def read_table_task(path: Path) -> Task:
         image_data, paths = _images(table, path.parent) if inputs == "image" else (None, None)
         if inputs == "text":
             texts["caption"] = _objects(table["text"])
-        labels, class_names = classes_of(_label_values(table["label"]))
-        ids = _padded(_objects(table["id"]) if "id" in columns else paths or numbered_ids(len(labels)))
         written_names = _written_names(table.schema.metadata or {})
+        labels, class_names = classes_of(_label_values(table["label"]), written_names)
+        ids = _padded(_objects(table["id"]) if "id" in columns else paths or numbered_ids(len(labels)))
     except _TABLE_ERRORS as error:
         raise DataFileError(
             f"{path}: expected texts, labels as whole numbers or texts, and images as paths or encoded bytes, but got "
             f"{error}."
         ) from error
     optional = {f"{name}s": values for name, values in texts.items()}
-    return Task(path.stem, ids, labels, tuple(written_names or class_names), image_data=image_data, **optional)
+    return Task(path.stem, ids, labels, class_names, image_data=image_data, **optional)
 
 
 def _read_table(path: Path) -> pa.Table:
-    """The whole table; of a CSV or TSV file every column but `label` is text, so that an id such as 007 stays."""
+    """The whole table; of a CSV or TSV file every column is text, so that an id such as 007 stays.
+
+    Only labels that are all whole numbers, written as such, are numbers: 20 digits would become a rounded one.
+    """
     kind = "table with a line of column names" if path.suffix != ".parquet" else "whole Parquet file"
     try:
         if path.suffix == ".parquet":
@@ -75,14 +79,20 @@ def _read_table(path: Path) -> pa.Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline().rstrip("\r\n")
         columns = [name.strip('"') for name in header.split("\t" if tabs else ",")]
-        kinds = {name: pa.string() for name in columns if name != "label"}
+        kinds = dict.fromkeys(columns, pa.string())
         # In TSV as GLUE has it quotes are characters.
         parsing = {"delimiter": "\t", "quote_char": False} if tabs else {"newlines_in_values": True}
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(**parsing),
             convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
         )
+        if "label" in columns:
+            texts = [text.strip() for text in table["label"].to_pylist()]
+            whole = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", text) for text in texts)
+            values = pa.array(map(int, texts) if whole else texts, pa.int64() if whole else pa.large_string())
+            table = table.set_column(columns.index("label"), "label", values)
+        return table
     except _TABLE_ERRORS as error:
         raise DataFileError(
             f"Expected a {kind} at {path}, got {error}; restore it, or set NML_DATA to where the shipped data are."
@@ -91,7 +101,8 @@ def _read_table(path: Path) -> pa.Table:
 
 def _without_gaps(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if column.null_count:
-        raise ValueError(f"{column.null_count} values that are missing")
+        row = column.is_null().index(True).as_py() + 1
+        raise ValueError(f"{column.null_count} values that are missing, the first in row {row:,}")
     return column
 
 
@@ -109,6 +120,8 @@ def _padded(texts: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
 def _label_values(column: pa.ChunkedArray) -> Any:
     if pa.types.is_integer(column.type):
         return _without_gaps(column).cast(pa.int64()).to_numpy()
+    if pa.types.is_floating(column.type):  # as pandas makes of whole numbers with a gap, rounding long ones
+        raise ValueError(f"labels of kind {column.type}; write them as whole numbers or texts")
     return _objects(column)
 
 
@@ -124,7 +137,7 @@ def _images(table: pa.Table, folder: Path) -> tuple[NDArray[np.object_] | LazyIm
     return image_files([folder / path for path in paths]), paths
 
 
-def _written_names(metadata: Mapping[bytes, bytes]) -> list[str] | None:
+def _written_names(metadata: Mapping[bytes, bytes]) -> list[str]:
     """The class names in a table's metadata: those of the shipped data, or of Hugging Face `datasets`."""
     if b"class_names" in metadata:
         names = json.loads(metadata[b"class_names"])
@@ -133,8 +146,8 @@ def _written_names(metadata: Mapping[bytes, bytes]) -> list[str] | None:
         return names
     with suppress(ValueError, LookupError, TypeError):
         names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-    return None
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +253,8 @@ def _assembled(
     is_image = isinstance(chosen[0].features[columns[0]], datasets.Image)
     try:
         rows = datasets.concatenate_datasets(chosen)
-        labels, names = classes_of(rows[label][:])
+        written = getattr(rows.features[label], "names", None)
+        labels, names = classes_of(rows[label][:], written or class_names)
         texts = [rows[column][:] for column in (["caption"] if is_image else columns) if column in rows.features]
         captions = as_objects([PAIR_SEPARATOR.join(pair) for pair in zip(*texts, strict=True)])
         domains = as_objects(rows["domain"][:]) if "domain" in rows.features else None
@@ -249,8 +263,6 @@ def _assembled(
             encoded = encoded.cast_column(columns[0], datasets.Image(decode=False))
     except _TABLE_ERRORS as error:
         raise DataFileError(f"{name}: expected columns of images or texts, and of labels, got {error}.") from error
-    written = getattr(rows.features[label], "names", None)
-    names = written or names
     if class_names and sorted(class_names) == sorted(names):  # the same in another order
         labels = np.array([list(class_names).index(class_name) for class_name in names])[labels]
     elif class_names and (len(names) > len(class_names) or (written and len(written) < len(class_names))):

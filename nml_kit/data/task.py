@@ -16,7 +16,6 @@ from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.store import fingerprint
 
 _TEST_SHARE = 0.25
-_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +172,9 @@ def task_from_arrays(
 ) -> Task:
     """A Task of images (N, H, W, 3) or (N, H, W) uint8, or of texts (N,), with labels (N,): arrays, tensors, or lists.
 
-    Labels are numbers in 0..K−1, or texts, whose sorted values are the classes. Without `ids` rows are numbered;
-    without `domains` all are one; without `splits` a quarter of each class is "test", drawn by a hash of the ids.
+    The classes are the sorted values of the labels, numbers or texts; with `class_names` numbers are positions in
+    these. Without `ids` rows are numbered; without `domains` all are one; without `splits` a quarter of each class is
+    "test", drawn by a hash of the ids.
     Raises InvalidInputError for inputs or labels of other kinds, and as `Task` does.
 
     >>> task = task_from_arrays(np.zeros((8, 5, 4, 3), np.uint8), ["no", "yes"] * 4)
@@ -184,7 +184,7 @@ def task_from_arrays(
     values = np.asarray(inputs)
     texts = values.ndim == 1 and all(isinstance(value, str) for value in values.tolist())
     try:
-        numbers, names = classes_of(np.asarray(labels))
+        numbers, names = classes_of(np.asarray(labels), class_names or ())
     except ValueError as error:
         raise InvalidInputError(f"Expected labels as whole numbers or texts, got {error}.") from error
     written = {"captions": values if texts else captions, "domains": domains, "splits": splits}
@@ -242,24 +242,33 @@ def splits_by_id(ids: Shaped[np.ndarray, " n"], labels: Int64[np.ndarray, " n"])
     return splits
 
 
-def classes_of(values: Sequence[Any] | Shaped[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
+def classes_of(
+    values: Sequence[Any] | Shaped[np.ndarray, " n"], class_names: Sequence[str] = ()
+) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
     """Labels (N,) in 0..K−1 and the names of the K classes, of whole numbers or texts (N,).
 
-    Texts are sorted; numbers stay what they are, so that parts of one data set agree, and are their own names.
-    Raises ValueError for other values, negative numbers, or numbers that are no classes.
+    The classes are the sorted values that occur, so that noise flips no label to a class without samples. Numbers with
+    `class_names` stay what they are, positions in these; so do texts that are all among them.
+    Raises ValueError for other values, negative numbers, or a text that is empty.
 
-    >>> classes_of(["dog", "cat", "dog"])[1], classes_of([2, 0])
-    (('cat', 'dog'), (array([2, 0]), ('0', '1', '2')))
+    >>> classes_of(["dog", "cat", "dog"])[1], classes_of([30, 1]), classes_of([2, 0], ["a", "b", "c"])[0]
+    (('cat', 'dog'), (array([1, 0]), ('1', '30')), array([2, 0]))
     """
     column = np.asarray(values)
     if column.ndim == 1 and column.dtype.kind in "iu" and len(column):
-        if column.min() < 0 or column.max() >= _MOST_CLASSES:
-            raise ValueError(f"labels {column.min()} to {column.max()}, not 0 to K-1; write names as texts")
-        return column.astype(np.int64), tuple(map(str, range(int(column.max()) + 1)))
-    if column.ndim != 1 or not all(isinstance(value, str) for value in column.tolist()):
+        if column.min() < 0:
+            raise ValueError(f"labels {column.min()} to {column.max()}, not from 0; write names as texts")
+        if class_names:
+            return column.astype(np.int64), tuple(class_names)
+    elif column.ndim != 1 or not all(isinstance(value, str) for value in column.tolist()):
         raise ValueError(f"labels of dtype {column.dtype} and shape {column.shape}, not whole numbers or texts")
-    names, labels = np.unique(column.astype(np.str_), return_inverse=True)
-    return labels.astype(np.int64), tuple(names.tolist())
+    elif empty := [row for row, value in enumerate(column.tolist(), 1) if not value.strip()]:
+        raise ValueError(f"an empty label in row {empty[0]:,} ({len(empty):,} in all); fill it in or delete the row")
+    found, labels = np.unique(column.astype(object), return_inverse=True)
+    names = tuple(map(str, found.tolist()))
+    if set(names) <= set(class_names):
+        return np.array([list(class_names).index(name) for name in names], dtype=np.int64)[labels], tuple(class_names)
+    return labels.astype(np.int64), names
 
 
 def numbered_ids(count: int, prefix: str = "") -> NDArray[np.str_]:

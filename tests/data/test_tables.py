@@ -19,6 +19,7 @@ from nml_kit.data import load_task, task_from_arrays
 from nml_kit.data.catalogue import is_cached
 from nml_kit.data.tables import PAIR_SEPARATOR, read_hub
 from nml_kit.errors import DataFileError, InvalidInputError
+from nml_kit.noise import inject_label_noise
 from tests.pictures import encoded, pixels, write_picture
 
 
@@ -83,13 +84,52 @@ def test_parquet_with_images_of_each_kind(tmp_path, kind):
         ({"pixels": ["a"], "label": [0]}, r"but `image` or `text` is missing; rename one of pixels, label"),
         ({"text": ["a"], "target": [0]}, r"but `label` is missing; rename one of text, target"),
         ({"text": ["a", None], "label": [0, 1]}, "1 values that are missing"),
-        ({"text": ["a"], "label": [-1]}, "labels -1 to -1, not 0 to K-1"),
+        ({"text": ["a"], "label": [-1]}, "labels -1 to -1, not from 0"),
+        ({"text": ["a", "b"], "label": [0, None]}, "1 values that are missing, the first in row 2"),
+        ({"text": ["a", "b", "c"], "label": ["x", " ", ""]}, r"an empty label in row 2 \(2 in all\); fill it in or"),
+        ({"text": ["a", "b"], "label": [1.0, None]}, "labels of kind double; write them as whole numbers or texts"),
     ],
 )
 def test_what_a_table_lacks_is_named(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     with pytest.raises(DataFileError, match=message):
         load_task(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "expected"),
+    [
+        (["1", "3", "2"], ("1", "2", "3"), [0, 2, 1]),
+        (["10", "9", "10"], ("9", "10"), [1, 0, 1]),
+        (["12345678901234567891", "12345678901234567890", "7"],
+         ("12345678901234567890", "12345678901234567891", "7"), [1, 0, 2]),
+        (["007", "7", "07"], ("007", "07", "7"), [0, 2, 1]),
+        (["x" * 70_000 + "b", "x" * 70_000 + "a", "y"], ("x" * 70_000 + "a", "x" * 70_000 + "b", "y"), [1, 0, 2]),
+        (["NA", "true", " true"], ("NA", "true"), [0, 1, 1]),
+    ],
+    ids=["from 1", "in order of numbers", "more digits than a number has", "leading zeros", "long texts", "texts"],
+)  # fmt: skip
+def test_classes_are_the_labels_that_occur(tmp_path, labels, class_names, expected):
+    write_csv(tmp_path / "t.csv", [("text", "label"), *zip("abc", labels, strict=True)])
+    task = load_task(tmp_path / "t.csv")
+    assert task.class_names == class_names
+    assert task.labels.tolist() == expected
+
+
+def test_noise_flips_to_no_class_that_does_not_occur(tmp_path):
+    write_csv(tmp_path / "t.csv", [("text", "label"), *((n, n % 3 + 1) for n in range(300))])
+    task = load_task(tmp_path / "t.csv")
+    noise = inject_label_noise(task.labels, 0.9, num_classes=task.num_classes, seed=0)
+    assert {task.class_names[label] for label in noise.noisy} == {"1", "2", "3"}
+
+
+def test_an_empty_label_of_a_csv_is_named_by_its_row(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\na,cat\nb,\nc,dog\n")
+    with pytest.raises(DataFileError, match=r"t\.csv: .*an empty label in row 2 \(1 in all\)"):
+        load_task(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("text,label\na,1\nb,\nc,2\n")
+    with pytest.raises(DataFileError, match=r"t\.csv: .*an empty label in row 2 \(1 in all\)"):
+        load_task(tmp_path / "t.csv")
 
 
 def test_a_table_that_is_none_and_splits_of_other_names(tmp_path):
@@ -113,6 +153,8 @@ def test_arrays_and_tensors():
     np.testing.assert_array_equal(from_torch.select(split="test").images, images[6:])
     grey = task_from_arrays(images[..., 0], list("abababab"))
     np.testing.assert_array_equal(grey.images[..., 2], images[..., 0])
+    ordered = task_from_arrays(["one", "two"], ["x", "y"], class_names=("y", "x", "z"))
+    assert (ordered.class_names, ordered.labels.tolist()) == (("y", "x", "z"), [1, 0])
     texts = task_from_arrays(["one", "two"], ["x", "y"], domains=["p", "q"])
     assert texts.inputs(slice(None)).tolist() == ["one", "two"]
 
