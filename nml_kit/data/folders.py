@@ -67,7 +67,7 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
         if not files:
             raise DataFileError(
                 f"{folder.path}: expected images ({', '.join(IMAGE_SUFFIXES)}) of class {folder.path.name!r}, got "
-                "none; delete the folder or restore its files."
+                "none; put them there, or move the folder out."
             )
         rows += [(file, classes.index(folder.path.name), folder.domain, roles.get(folder.split)) for file in files]
     ids, labels, domains, splits = zip(*rows, strict=True)
