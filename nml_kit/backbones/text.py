@@ -69,6 +69,12 @@ class HubTextEncoder(HubEncoder):
     def __init__(self, name: str, model: Any, pooling: str) -> None:
         super().__init__(model, pooling)
         self.tokenizer = library("transformers", "hub").AutoTokenizer.from_pretrained(name)
+        # Where the files lack a tokenizer, transformers makes one up: each word of a text is unknown to it.
+        if set(self.tokenizer.get_vocab()) <= set(self.tokenizer.all_special_tokens):
+            raise DataFileError(
+                f"Expected the files of a tokenizer with the model {name!r}, got one that knows no word: all texts "
+                "would be alike; put tokenizer.json, or its vocabulary, beside the weights."
+            )
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

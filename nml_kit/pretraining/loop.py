@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone
+from nml_kit.backbones import PRETRAINED_KIND, Backbone, ImageTransform, load_backbone, seeded
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.pretraining.distributed import Processes
@@ -40,6 +40,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     transform: ImageTransform
     epochs: int
+    seed: int
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """Train one epoch and return its mean loss, for the history.
@@ -93,7 +94,9 @@ def _train_epochs(
         parallel = processes.data_parallel(training.network)
     start, bar = len(history), {"unit": "epoch", "disable": not (progress and processes.leads), "leave": False}
     for epoch in tqdm(range(start, training.epochs), title, training.epochs, initial=start, **bar):
-        with processes.lockstep():
+        # For what a network draws by itself, as dropout does: each process its own.
+        words = np.random.SeedSequence((training.seed, epoch, processes.index)).generate_state(1)
+        with processes.lockstep(), seeded(int(words[0]), processes.device):
             row = {"epoch": epoch + 1, **training.train_epoch(parallel, epoch), **training.measures()}
         history.append(row)
         with processes.agreed():

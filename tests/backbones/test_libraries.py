@@ -385,3 +385,11 @@ def test_weights_that_a_file_lacks_are_named(tmp_path):
     model.save_pretrained(tmp_path, state_dict={n: v for n, v in kept.items() if ".layer.1." not in n})
     with pytest.raises(DataFileError, match=r"without encoder\.layer\.1.*\(and more\)"):
         load_backbone(f"hf:{tmp_path}")
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
+    directory = write_bert(tmp_path / "bert")
+    for path in (*directory.glob("tokenizer*"), *directory.glob("vocab*"), *directory.glob("special*")):
+        path.unlink()
+    with pytest.raises(DataFileError, match=r"tokenizer with the model .*bert.*put tokenizer\.json"):
+        load_backbone(f"hf:{directory}")

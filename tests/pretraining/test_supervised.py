@@ -57,6 +57,16 @@ def test_same_request_gives_the_same_bytes_and_is_trained_once(task, tmp_path):
     assert (info.path / "weights.safetensors").stat().st_mtime_ns == written
 
 
+def test_dropout_is_drawn_from_the_seed_alone(task, tmp_path):
+    recipe = Recipe(architecture="torchvision:mobilenet_v3_small", epochs=1, batch_size=16)
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        before = torch.get_rng_state()
+        run(task, Store(tmp_path / name), recipe=recipe)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert weights_bytes(Store(tmp_path / "a")) == weights_bytes(Store(tmp_path / "b"))
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
     task, before = make_task(per_class=40), torch.get_num_threads()
     try:
