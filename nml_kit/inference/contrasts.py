@@ -92,8 +92,9 @@ _MORE_OOD = Part("C5", "NMTune − LP: OOD − ID", 1)
 def blocks_of(rows: pd.DataFrame, samples: pd.DataFrame) -> dict[TaskKey, Block]:
     """Accuracy from `samples`, SVE and LSVR from `rows`; only whole training sets, known methods and noise ratios."""
     samples, rows = _usable(samples, "samples").assign(metric="accuracy"), _usable(rows, "rows")
-    if "train_domain" in samples:  # a sample is tested once by the heads of each source
-        samples["sample"] = samples["train_domain"].astype(str) + " → " + samples["sample"].astype(str)
+    for table, tested in ((samples, "sample"), (rows, "test_domain")):
+        if "train_domain" in table:  # each is tested once by the heads of each source
+            table[tested] = table["train_domain"].astype(str) + " → " + table[tested].astype(str)
     samples["correct"] = samples["correct"].astype(np.float32)
     spectral, blocks = rows[rows["metric"].isin(["sve", "lsvr"])], {}
     for table, item, value in ((samples, "sample", "correct"), (spectral, "test_domain", "value")):

@@ -411,3 +411,12 @@ def test_the_table_to_read_names_what_each_row_is_about():
     assert table["why"].tolist() == judged["why"].tolist()
     assert ("C3", "ID · a", "LP: trend over ratios, SVE") in table.index
     assert ("C7", "", "C1") in table.index
+
+
+def test_heads_of_two_sources_are_judged_together():
+    rows, samples = simulate(tasks=[("icons", "OOD")], accuracy={("OOD", "LP"): DOWN})
+    both = [(rows.assign(train_domain=source), samples.assign(train_domain=source)) for source in ("x", "y")]
+    table = judge_claims(*(pd.concat(parts, ignore_index=True) for parts in zip(*both, strict=True)))
+    [row] = table.query("claim == 'C2' and contrast == 'LP: 30 % − 0 %'").itertuples()
+    assert row.effect == pytest.approx(DOWN[0.3] - DOWN[0.0], abs=0.02)
+    assert row.verdict == "supported"
