@@ -1,4 +1,5 @@
 from .contrastive import CAPTION_TEMPLATES as CAPTION_TEMPLATES
+from .contrastive import caption_templates as caption_templates
 from .contrastive import is_pretrained_on_shards as is_pretrained_on_shards
 from .contrastive import pretrain_on_shards as pretrain_on_shards
 from .distributed import Processes as Processes

@@ -5,6 +5,8 @@ On shards it is open_clip's own parts that train. Tests run them on miniatures; 
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -37,9 +39,26 @@ from nml_kit.store import Store
 
 # Raised whenever the same request would give other weights, so that stored ones are not taken for new ones.
 SHARDS_VERSION = 1
-# How captions of the pre-training task name a class: alone, and in each style; chosen from train captions.
+# What `caption_templates` gives for the shipped icons, whose networks in data/reference do not say.
 CAPTION_TEMPLATES = ("{}", "{}, outline icon", "{}, filled icon", "{}, duotone icon", "{}, colour icon")
 _EVALUATION_BATCH = 512
+_COMMON = 0.02  # the least share of captions of a form that class texts are made in
+
+
+def caption_templates(task: Task) -> list[str]:
+    """The forms in which captions name their class, with "{}" for its name: alone, then the most common ones.
+
+    >>> from nml_kit import load_task
+    >>> caption_templates(load_task("icons-pretrain").select(split="train"))
+    ['{}', '{}, outline icon', '{}, filled icon', '{}, duotone icon', '{}, colour icon']
+    """
+    names = [name.replace("_", " ") for name in task.class_names]
+    forms = Counter(
+        text.replace(names[label], "{}") for text, label in zip(task.captions.tolist(), task.labels, strict=True)
+    )
+    least = _COMMON * len(task)
+    common = [form for form, count in forms.most_common() if count >= least and re.fullmatch(r"[^{}]*{}[^{}]*", form)]
+    return list(dict.fromkeys(["{}", *common]))
 
 
 class _ClipTraining(loop.Training):
@@ -79,6 +98,7 @@ class ContrastiveTraining(_ClipTraining):
         self.images, self.tokens = torch.from_numpy(train.images), tokenize(noise.noisy.tolist())
         self.exchanged = torch.from_numpy(np.flatnonzero(noise.mask))
         self.own_tokens = tokenize(noise.clean[noise.mask].tolist())
+        self.templates = caption_templates(train)
 
     def train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """Train one epoch on all batches that are full."""
@@ -105,7 +125,7 @@ class ContrastiveTraining(_ClipTraining):
         A pair is memorised if the image is nearer (cosine) to the wrong caption that it has than to its own.
         """
         self.network.eval()
-        classes = class_embeddings(self.network, self.test.class_names, CAPTION_TEMPLATES)
+        classes = class_embeddings(self.network, self.test.class_names, self.templates)
         predicted = (self._embedded(torch.from_numpy(self.test.images)) @ classes.T).argmax(1).cpu().numpy()
         row = {"test_accuracy": float((predicted == self.test.labels).mean())}
         if len(self.exchanged):

@@ -128,6 +128,8 @@ def _card(task: Task, noise: LabelNoise | CaptionNoise, recipe: AnyRecipe, seed:
     objective, kind = ("supervised", noise.kind) if isinstance(noise, LabelNoise) else ("contrastive", "exchange")
     record = {name: getattr(noise, name) for name in ("seed", "requested_ratio", "realised_ratio")}
     card = {"objective": objective, "task": task.name, "num_classes": task.num_classes, "recipe": recipe.model_dump()}
+    if objective == "contrastive":
+        card["templates"] = contrastive.caption_templates(_splits(task)[0])
     return card | {"seed": seed, "noise": {"fingerprint": noise_fingerprint(noise), "kind": kind, **record}}
 
 

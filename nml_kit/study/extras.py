@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -33,7 +34,7 @@ from nml_kit.backbones import (
 from nml_kit.data import Task
 from nml_kit.errors import InvalidInputError
 from nml_kit.features import Features, extract_features
-from nml_kit.pretraining import CAPTION_TEMPLATES, one_thread
+from nml_kit.pretraining import CAPTION_TEMPLATES, ContrastiveRecipe, caption_templates, one_thread
 from nml_kit.store import Store
 from nml_kit.study.conditions import (
     Origin,
@@ -72,9 +73,13 @@ def zero_shot_samples(profile: Profile, **options: Unpack[RunOptions]) -> pd.Dat
     """Was the class of each test image named without a head? The pre-training task and the profile's OOD tasks.
 
     One row per ratio (NaN: random weights), seed, task and test image, in the columns of `Study.samples` with protocol
-    and method "zero-shot", and `chance`. All networks are contrastive; templates are the default ones.
+    and method "zero-shot", and `chance`. All networks are contrastive; templates are those of the captions that they
+    learned from, where these are in memory, also for the random ones.
     """
-    return _of_every_network(zero_shot_predictions, profile, **options).drop(columns=["label", "predicted"])
+    in_memory = isinstance(profile.contrastive, ContrastiveRecipe)
+    forms = caption_templates(pretraining_task(profile).select(split="train")) if in_memory else None
+    measure = partial(zero_shot_predictions, templates=forms)
+    return _of_every_network(measure, profile, **options).drop(columns=["label", "predicted"])
 
 
 def retrieval_samples(profile: Profile, **options: Unpack[RunOptions]) -> pd.DataFrame:
@@ -112,8 +117,9 @@ def zero_shot_predictions(
     """The class whose text is nearest to each image of a split, one row per image.
 
     A class's vector is the mean over `templates`, with its name for "{}", of unit vectors, normalised again; nearest
-    is the highest cosine. The default templates are the forms of the pre-training captions for "clip-compact", else "a
-    photo of a {}."; ImageNet's WordNet ids are named in English. `backbone` is contrastive, or its name
+    is the highest cosine. The default templates are the forms of the captions that the network learned from, as its
+    card says (else those of the shipped icons for "clip-compact", "a photo of a {}." for others); ImageNet's WordNet
+    ids are named in English. `backbone` is contrastive, or its name
     ("nml:DIGEST"); its features are taken from the store, or extracted into it.
     Columns: task, sample (id), label, predicted (0..K−1), correct (bool), chance: the share of all images that get this
     image's label. Its mean is the accuracy of the same predictions in random order: where classes differ in size,
@@ -130,8 +136,9 @@ def zero_shot_predictions(
     """
     if templates is not None and not (templates and all("{}" in template for template in templates)):
         raise InvalidInputError(f"Expected templates with '{{}}' for the class name, got {list(templates)!r}.")
-    clip, features = _model_and_features(backbone, task, split, store)
-    templates = templates or (CAPTION_TEMPLATES if is_compact(clip) else PHOTO_TEMPLATES)
+    backbone, features = _with_features(backbone, task, split, store)
+    clip, learned = backbone.encode.clip, (backbone.card or {}).get("templates")  # type: ignore[attr-defined]
+    templates = templates or learned or (CAPTION_TEMPLATES if is_compact(clip) else PHOTO_TEMPLATES)
     with torch.inference_mode():
         scores = _image_vectors(clip, features) @ class_embeddings(clip, named_classes(task.class_names), templates).T
     predicted = scores.argmax(1).numpy()
@@ -169,7 +176,8 @@ def retrieval_recall(
     """
     if not ks or min(ks) < 1:
         raise InvalidInputError(f"Expected ks of at least 1, the numbers of nearest candidates, got {list(ks)!r}.")
-    clip, features = _model_and_features(backbone, task, split, store)
+    backbone, features = _with_features(backbone, task, split, store)
+    clip = backbone.encode.clip  # type: ignore[attr-defined]
     chosen = task.select(split=split)
     captions, caption_of = np.unique(chosen.captions, return_inverse=True)
     with torch.inference_mode():
@@ -186,7 +194,8 @@ def retrieval_recall(
     return pd.concat(tables, ignore_index=True)[["task", "direction", "k", "sample", "hit", "chance"]]
 
 
-def _model_and_features(backbone: str | Backbone, task: Task, split: str, store: Store | None) -> tuple[Any, Features]:
+def _with_features(backbone: str | Backbone, task: Task, split: str, store: Store | None) -> tuple[Backbone, Features]:
+    """A contrastive backbone, and its features of a split."""
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, store=store if backbone.startswith("nml:") else None)
     if not isinstance(backbone.encode, ImageTower):
@@ -196,7 +205,7 @@ def _model_and_features(backbone: str | Backbone, task: Task, split: str, store:
         )
     if task.image_data is None:
         raise InvalidInputError(f"Expected a task of images, got the text task {task.name!r}.")
-    return backbone.encode.clip, extract_features(task, backbone, store=store, progress=False).select(split=split)
+    return backbone, extract_features(task, backbone, store=store, progress=False).select(split=split)
 
 
 def _image_vectors(clip: Any, features: Features) -> Tensor:

@@ -12,7 +12,7 @@ from nml_kit.backbones import build_clip, clip_loss, load_backbone, tokenize
 from nml_kit.errors import InvalidInputError, UnknownNameError
 from nml_kit.features import extract_features
 from nml_kit.noise import inject_caption_noise, inject_label_noise
-from nml_kit.pretraining import CAPTION_TEMPLATES, ContrastiveRecipe, Processes, Recipe, is_pretrained, pretrain
+from nml_kit.pretraining import ContrastiveRecipe, Processes, Recipe, is_pretrained, pretrain
 from nml_kit.pretraining.contrastive import ContrastiveTraining
 from nml_kit.store import Store
 from tests.conftest import make_task
@@ -76,11 +76,13 @@ def test_measures_of_the_card_are_those_of_open_clip(task, store):
         return F.normalize(clip.encode_image(backbone.transform(torch.from_numpy(part.images))), dim=1)
 
     with torch.inference_mode():
-        prompts = [[t.format(name) for t in CAPTION_TEMPLATES] for name in CORNERS]
+        forms = ["{}", "{}, outline icon", "{}, filled icon"]  # as the captions are, not as those of other data
+        prompts = [[form.format(name) for form in forms] for name in CORNERS]
         classes = torch.stack([F.normalize(clip.encode_text(words(p)), dim=1).mean(0) for p in prompts])
         accuracy = (images(test) @ F.normalize(classes, dim=1).T).argmax(1).numpy() == test.labels
         given, own = (F.normalize(clip.encode_text(words(list(texts))), dim=1) for texts in (noise.noisy, noise.clean))
         nearer = ((images(train) * given).sum(1) > (images(train) * own).sum(1)).numpy()[noise.mask]
+    assert backbone.card["templates"] == forms
     assert backbone.card["history"][-1]["test_accuracy"] == pytest.approx(accuracy.mean())
     assert backbone.card["history"][-1]["memorised"] == pytest.approx(nearer.mean())
     assert "memorised" not in run(task, store, ratio=0.0).card["history"][-1]
