@@ -12,4 +12,5 @@ from .report import AuditSettings as AuditSettings
 from .report import audit_features as audit_features
 from .report import chosen_head as chosen_head
 from .report import practical_tasks as practical_tasks
+from .report import require_domains as require_domains
 from .report import run_practical as run_practical

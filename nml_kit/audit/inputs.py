@@ -1,7 +1,7 @@
 """Features that someone else extracted: arrays of numbers and labels, in memory or in files."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import train_test_split
 
 from nml_kit.errors import DataFileError, InvalidInputError
-from nml_kit.features import Features
 from nml_kit.store import fingerprint, read_table, read_tensors
+
+if TYPE_CHECKING:
+    from nml_kit.features import Features
 
 _TEST_FRACTION = 0.25
 _KINDS = (".npy", ".safetensors", ".parquet")
@@ -64,7 +66,7 @@ def features_from_files(
     *,
     domains: str | Path = "",
     test_domains: str | Path = "",
-) -> Features:
+) -> "Features":
     """`features_from_arrays` of the arrays in files (see `read_array`); an empty path is none. The name is the file's.
 
     Raises InvalidInputError also if one of test features and test labels comes without the other.
@@ -87,7 +89,7 @@ def features_from_arrays(
     domains: ArrayLike | None = None,
     domains_test: ArrayLike | None = None,
     name: str = "features",
-) -> Features:
+) -> "Features":
     """Features (N, D) with labels (N,) of any kind, and domains (N,) if there are several, as a `Features` value.
 
     Without test samples, a quarter of the samples, stratified by class, is set apart as such.
@@ -118,6 +120,8 @@ def features_from_arrays(
     splits = np.where(np.arange(len(values)) < len(parts[0][0]), "train", "test")
     if X_test is None:
         splits[_test_rows(codes)] = "test"
+    from nml_kit.features import Features  # with torch: what is wrong with files is told before
+
     ids = np.array([f"{row:09d}" for row in range(len(values))])
     content = {"values": values, "labels": codes, "domains": named, "splits": splits}
     return Features(name, values, ids, codes, tuple(map(str, classes)), named, splits, fingerprint(content))

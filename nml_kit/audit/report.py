@@ -11,6 +11,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -184,10 +185,16 @@ def chosen_head(audit: Audit, method: str, *, seed: int | None = None) -> BaseEs
 
 def audit_folds(features: Features, held_out: Sequence[str] = ()) -> list[Fold]:
     """The in-domain fold and, with several domains, one for each that is held out (none named: each of all)."""
-    domains = np.unique(features.domains).tolist()
-    if unknown := set(held_out) - set(domains):
-        raise InvalidInputError(f"Expected held-out domains among {', '.join(domains)}, got {min(unknown)!r}.")
+    domains = require_domains(features.domains, held_out)
     return _folds(features.task, domains, (), held_out if len(domains) > 1 else None)
+
+
+def require_domains(domains: NDArray[np.str_], held_out: Sequence[str]) -> list[str]:
+    """The names that occur in `domains` (N,); InvalidInputError if those `held_out` are not among them."""
+    known = np.unique(domains).tolist()
+    if unknown := set(held_out) - set(known):
+        raise InvalidInputError(f"Expected held-out domains among {', '.join(known)}, got {min(unknown)!r}.")
+    return known
 
 
 def _folds(task: str, domains: list[str], sources: tuple[str, ...], held_out: Sequence[str] | None) -> list[Fold]:

@@ -31,9 +31,10 @@ from papermill.exceptions import PapermillExecutionError
 from nml_kit.batch.kernel import TEXT_LIMIT, last_state
 from nml_kit.batch.status import PLAN, STATUS, RunStatus, State, current_status, run_lock, write_status
 from nml_kit.batch.suites import checked
+from nml_kit.data import data_dir, datasets_dir
 from nml_kit.errors import DataFileError, InvalidInputError, NMLError
 from nml_kit.pages import export_html, read_notebook
-from nml_kit.store import explained, read_json, replacing
+from nml_kit.store import Store, explained, read_json, replacing
 
 NOTEBOOK, PAGE, UNFINISHED, KERNEL_LOG = "notebook.ipynb", "notebook.html", "unfinished.ipynb", "kernel.log"
 _ERROR_LIMIT = 2_000  # characters
@@ -238,7 +239,9 @@ class ThisPythonManager(AsyncKernelManager):
         """Not one that is looked up by name."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         argv += [f"--IPKernelApp.exec_lines={_START}"]
-        env = {"PLOTLY_RENDERER": "plotly_mimetype"}
+        # Relative ones mean where the user stands, not the directory of the run.
+        places = {"NML_HOME": Store().root, "NML_DATASETS": datasets_dir(), "NML_DATA": data_dir()}
+        env = {"PLOTLY_RENDERER": "plotly_mimetype", **{name: str(place) for name, place in places.items()}}
         return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]

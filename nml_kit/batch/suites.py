@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from nml_kit import __version__
+from nml_kit.batch.places import with_absolute_paths
 from nml_kit.batch.status import RunStatus
 from nml_kit.errors import InvalidInputError
-from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
+from nml_kit.pages import check_parameters, notebook_choices, notebook_fractions, notebook_parameters, read_source
 from nml_kit.store import fingerprint, read_yaml
 from nml_kit.study import load_profile
 
@@ -85,6 +86,8 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
     taken: set[str] = set()
     for entry in suite.notebooks:
         notebook = _below(path, entry.notebook)
+        if "profile" in entry.params:
+            raise InvalidInputError(f"{path}: expected `profile` beside `notebook: {entry.notebook}`, not in `params`.")
         own_profile = profile or entry.profile or suite.profile
         if not profile and own_profile.endswith((".yaml", ".yml")):
             own_profile = str(_below(path, own_profile))
@@ -99,6 +102,10 @@ def plan_suite(path: str | Path, *, runs: str | Path, profile: str | None = None
 
 
 def _waiting(notebook: Path, run_dir: Path, source: Path, params: dict[str, Any]) -> RunStatus:
+    if "run_dir" in params:
+        raise InvalidInputError(
+            f"{notebook.name}: expected no parameter 'run_dir', which nml sets for each run; --runs says where all go."
+        )
     place = {"name": run_dir.name, "notebook": notebook, "run_dir": run_dir, "source": source}
     return RunStatus(state="waiting", params=params, **place)
 
@@ -128,7 +135,11 @@ def plan_notebook(
     None takes the notebook's own profile. Raises InvalidInputError or DataFileError.
     """
     notebook = Path(notebook).resolve()
-    params = (params or {}) | ({"profile": profile} if profile else {})
+    own = {"profile": profile} if profile else {}
+    params = params or {}
+    if own.keys() & params:
+        raise InvalidInputError(f"Expected one profile, got {profile!r} and the parameter {params['profile']!r}.")
+    params = params | own
     group = params.get("profile") or notebook_parameters(read_source(notebook)).get("profile") or "none"
     run_dir = Path(runs) / _safe(Path(str(group)).stem) / _safe(notebook.stem)
     return _grid_points(_waiting(notebook, run_dir, notebook, params), grid or {})
@@ -200,8 +211,8 @@ def checked(plan: Sequence[RunStatus]) -> list[RunStatus]:
 
 def _checked(run: RunStatus, source: dict[str, Any], profile: Callable[[str], Any]) -> RunStatus:
     defaults, run_dir = notebook_parameters(source), run.run_dir.resolve()
-    values = check_parameters(run.params, defaults, notebook_choices(source))
-    content = None
+    values = check_parameters(run.params, defaults, notebook_choices(source), notebook_fractions(source))
+    values, content = with_absolute_paths(values), None
     if "profile" in defaults:
         name = values.get("profile", defaults["profile"])
         content = profile(name).model_dump(mode="json")

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,14 +14,14 @@ from typer.core import TyperGroup
 
 from nml_kit import __version__
 from nml_kit.cli.data import datasets, noise_app, store_app
-from nml_kit.errors import InvalidInputError, NMLError
+from nml_kit.errors import DataFileError, InvalidInputError, NMLError
 
 if TYPE_CHECKING:  # imports are inside the commands: `nml --help` answers at once
     from nml_kit.batch import PlanRow, RunStatus
 
 
 class ErrorsAsMessages(TyperGroup):
-    """Bad input exits 2, any other error of ours 1, each with its message and no traceback; Ctrl-C exits 130."""
+    """Bad input, also in files, exits 2, any other error of ours 1, with its message alone; Ctrl-C exits 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,7 +30,7 @@ class ErrorsAsMessages(TyperGroup):
             raise typer.Exit(130) from error
         except NMLError as error:
             typer.secho(f"Error: {error}", err=True, fg="red")
-            raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from error
+            raise typer.Exit(2 if isinstance(error, InvalidInputError | DataFileError) else 1) from error
 
 
 app = typer.Typer(
@@ -68,6 +69,7 @@ def main(
 Param = typer.Option("--param", "-p", metavar="KEY=VALUE", help="A notebook's parameter, in YAML.")
 Grid = typer.Option(metavar="KEY=A,B", help="Several values, in YAML: one run for each combination.")
 Only = typer.Option(metavar="PATTERN", help="Only runs whose name fits, as '02_*' or '*seed=1*'.")
+Jobs = typer.Option(min=1, help="Notebooks side by side in a stage; default: one per core.")
 Scheduler = typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
 Files = typer.Option(metavar="FEATURES LABELS", help="Files (N, D) and (N,); those of --test are of test samples.")
 
@@ -79,7 +81,7 @@ def run(
     param: Annotated[list[str] | None, Param] = None,
     grid: Annotated[list[str] | None, Grid] = None,
     runs: RunsOption = RUNS,
-    jobs: Annotated[int | None, typer.Option(help="Notebooks side by side in a stage; default: one per core.")] = None,
+    jobs: Annotated[int | None, Jobs] = None,
     only: Annotated[str | None, Only] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End a run that takes longer.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
@@ -180,11 +182,32 @@ def audit(
         raise InvalidInputError("Expected --train FEATURES LABELS, or --backbone NAME with --data TASK.")
     names = ("train_features", "train_labels", "test_features", "test_labels", "train_domains", "test_domains")
     files = (*(train or (None, None)), *(test or (None, None)), domains, test_domains)
-    params: dict[str, Any] = {name: str(path.resolve()) for name, path in zip(names, files, strict=True) if path}
+    params: dict[str, Any] = {name: str(path) for name, path in zip(names, files, strict=True) if path}
     params |= {"backbone": backbone, "data": data} if backbone else {}
     params |= {"held_out": held_out} if held_out else {}
+    _require_inputs(files, backbone or "", data or "", held_out or [])
     plan = plan_notebook(notebooks_dir() / "audit.ipynb", runs=runs, params=params)
     raise typer.Exit(_run(plan, force=True))  # always anew: files change under their names, and heads are stored
+
+
+def _require_inputs(files: Sequence[Path | None], backbone: str, data: str, held_out: Sequence[str]) -> None:
+    """Load what an audit starts from as its notebook does, so that what is wrong is told before a kernel starts."""
+    if backbone:
+        from nml_kit.data import load_task
+
+        domains = load_task(data).domains
+        from nml_kit.backbones import load_backbone  # with torch: later than a misspelt name of data
+
+        load_backbone(backbone)
+    else:
+        from nml_kit.audit import features_from_files
+
+        *arrays, at, at_test = (path or "" for path in files)
+        domains = features_from_files(*arrays, domains=at, test_domains=at_test).domains
+    if held_out:
+        from nml_kit.audit import require_domains
+
+        require_domains(domains, held_out)
 
 
 @app.command()

@@ -2,9 +2,11 @@ from .caption_shards import RECORD as RECORD
 from .caption_shards import inject_caption_noise_into_shards as inject_caption_noise_into_shards
 from .caption_shards import read_noise_settings as read_noise_settings
 from .catalogue import datasets_dir as datasets_dir
+from .catalogue import is_known as is_known
 from .images import decode_images as decode_images
 from .images import remembered as remembered
 from .images import stamp_files as stamp_files
+from .load import SHIPPED_TASKS as SHIPPED_TASKS
 from .load import data_dir as data_dir
 from .load import dataset_rows as dataset_rows
 from .load import load_task as load_task

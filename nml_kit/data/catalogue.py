@@ -209,7 +209,7 @@ def known_sets() -> dict[str, KnownSet]:
 
 def datasets_dir() -> Path:
     """Directory of the data sets that have names: $NML_DATASETS, else `datasets` in the present directory."""
-    return Path(os.environ.get("NML_DATASETS") or "datasets")
+    return Path(os.environ.get("NML_DATASETS") or "datasets").expanduser().absolute()
 
 
 def is_known(name: str) -> bool:

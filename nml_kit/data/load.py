@@ -21,7 +21,7 @@ SHIPPED_TASKS = ("icons-pretrain", "icons", "icons-rare", "icons-badges", "emoji
 def data_dir() -> Path:
     """Directory of the shipped data: $NML_DATA, else inside the installed package, else in the checkout."""
     if os.environ.get("NML_DATA"):
-        return Path(os.environ["NML_DATA"])
+        return Path(os.environ["NML_DATA"]).expanduser().absolute()
     package = Path(__file__).parents[1]
     packaged = package / "_shipped" / "data"
     return packaged if packaged.is_dir() else package.parent / "data"

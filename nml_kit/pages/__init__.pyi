@@ -9,5 +9,6 @@ from .notebook import save_figures as save_figures
 from .notebook import shown_parameters as shown_parameters
 from .parameters import check_parameters as check_parameters
 from .parameters import notebook_choices as notebook_choices
+from .parameters import notebook_fractions as notebook_fractions
 from .parameters import notebook_parameters as notebook_parameters
 from .parameters import read_source as read_source

@@ -4,7 +4,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ def read_source(path: str | Path) -> dict[str, Any]:
         if notebook["nbformat"] != 4:
             raise ValueError(f"format {notebook['nbformat']}, expected 4")
         return {"cells": [_cell(cell) for cell in notebook["cells"]]}
+    except FileNotFoundError as error:
+        raise DataFileError(f"Expected a Jupyter notebook at {path}, got no such file; check the path.") from error
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataFileError(f"Expected a Jupyter notebook at {path}, got {type(error).__name__}: {error}") from error
 
@@ -51,11 +53,27 @@ def notebook_choices(notebook: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     >>> notebook_choices({"cells": [{"source": source, "metadata": {"tags": ["parameters"]}}]})
     {'method': ('LP', 'MLP')}
     """
-    return {name: choices for name, _, choices in _assignments(notebook, "parameters") if choices}
+    listed = {name: re.match(r"one of ([^;]+)", comment) for name, _, comment in _assignments(notebook, "parameters")}
+    return {name: tuple(text.strip() for text in match[1].split(",")) for name, match in listed.items() if match}
 
 
-def _assignments(notebook: Mapping[str, Any], tag: str) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """Name, value and choices ("# one of LP, MLP; …") of each line."""
+def notebook_fractions(notebook: Mapping[str, Any]) -> set[str]:
+    """Return the parameters that are fractions or lists of them: numbers whose name or comment says so.
+
+    It says "fraction", "ratio", "share" or "probability", in whatever number. Raises InvalidInputError as
+    `notebook_parameters` does.
+
+    >>> source = "ratio = 0.1\\nlevel = 0.95  # a probability\\nrate = 30.0"
+    >>> sorted(notebook_fractions({"cells": [{"source": source, "metadata": {"tags": ["parameters"]}}]}))
+    ['level', 'ratio']
+    """
+    words = re.compile(r"\b(fractions?|ratios?|shares?|probabilit(y|ies))\b")
+    rows = _assignments(notebook, "parameters")
+    return {name for name, value, text in rows if isinstance(value, float | list) and words.search(f"{name} {text}")}
+
+
+def _assignments(notebook: Mapping[str, Any], tag: str) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and comment of each line."""
     source = next((cell["source"] for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])), "")
     try:
         for statement in ast.parse(source).body:
@@ -63,9 +81,8 @@ def _assignments(notebook: Mapping[str, Any], tag: str) -> Iterator[tuple[str, A
             if not isinstance(target, ast.Name) or not isinstance(statement, ast.Assign | ast.AnnAssign):
                 raise ValueError(f"line {statement.lineno}")
             last_line = source.splitlines()[(statement.end_lineno or 1) - 1].encode()  # columns are counted in bytes
-            listed = re.match(r"\s*#\s*one of ([^;]+)", last_line[statement.end_col_offset :].decode())
-            choices = tuple(text.strip() for text in listed[1].split(",")) if listed else ()
-            yield target.id, ast.literal_eval(statement.value or ast.Constant(None)), choices
+            comment = last_line[statement.end_col_offset :].decode().strip(" #")
+            yield target.id, ast.literal_eval(statement.value or ast.Constant(None)), comment
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # as literal_eval documents
         raise InvalidInputError(
             f"Expected lines `name = literal` in the parameters cell, got another statement: {error}."
@@ -73,12 +90,15 @@ def _assignments(notebook: Mapping[str, Any], tag: str) -> Iterator[tuple[str, A
 
 
 def check_parameters(
-    params: Mapping[str, Any], defaults: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]] | None = None
+    params: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    choices: Mapping[str, tuple[Any, ...]] | None = None,
+    fractions: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return `params` fit for the notebook whose parameters cell holds `defaults`, and `choices` where it has them.
+    """Return `params` fit for the notebook whose parameters cell holds `defaults`, `choices` and `fractions`.
 
     Raises UnknownNameError for an unknown name or choice, and InvalidInputError for a value that is no plain JSON
-    literal or not of the default's type (an int may stand for a float; None takes any).
+    literal, not of the default's type (an int may stand for a float; None takes any), or no fraction where one is due.
 
     >>> check_parameters({"rate": 1}, {"rate": 0.5, "task": "icons"})
     {'rate': 1.0}
@@ -88,6 +108,12 @@ def check_parameters(
         if name not in defaults:
             raise unknown_name("parameter", name, defaults)
         checked[name] = _checked(name, value, defaults[name])
+        parts = checked[name] if isinstance(checked[name], list) else [checked[name]]
+        wrong = [part for part in parts if type(part) not in (int, float) or not 0 <= part <= 1]
+        if name in fractions and wrong:
+            raise InvalidInputError(
+                f"Parameter {name!r}: expected a fraction from 0 to 1, got {wrong[0]!r}; 30 % is 0.3."
+            )
         allowed = (choices or {}).get(name, (checked[name],))
         if checked[name] not in allowed:
             raise unknown_name(f"value of parameter {name!r}:", str(checked[name]), map(str, allowed))

@@ -103,6 +103,8 @@ def read_yaml(path: Path | str) -> Any:
     try:
         with Path(path).open("rb") as file:
             text = file.read(_LONGEST_YAML + 1).decode("utf-8")
+    except FileNotFoundError as error:
+        raise DataFileError(f"Expected a YAML file at {path}, got no such file; check the path.") from error
     except (OSError, ValueError) as error:  # also a path with a NUL, or bytes that are no UTF-8
         raise DataFileError(f"Expected a YAML file at {path}, got: {error}.") from error
     return parse_yaml(text, str(path))

@@ -159,7 +159,7 @@ def _shards(profile: Profile, origin: Origin, store: Store) -> tuple[Path, Path]
 
     They are kept for as long as the network shall be found again, which is by their bytes.
     """
-    clean = datasets_dir().absolute() / str(profile.pretraining.shards)
+    clean = datasets_dir() / str(profile.pretraining.shards)
     if not clean.parent.is_dir():
         raise DataFileError(
             f"Expected the shards of profile {profile.name!r} in {clean.parent}, which is not there; say in "

@@ -55,6 +55,8 @@ def test_a_notebook_may_have_a_profile_of_its_own_unless_one_is_asked_for(tmp_pa
         ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, gird: {}}]\n", "did you mean 'grid'"),
         ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, resources: {memory: much}}]\n", "resources.memory"),
         ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, resources: {GPU: -1}}]\n", "resources.GPU"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, params: {profile: x}}]\n", "`profile` beside `noteb"),
+        ("name: s\nprofile: demo\nnotebooks: [{notebook: a.ipynb, params: {run_dir: x}}]\n", "no parameter 'run_dir'"),
         ("- 1\n", "Expected a suite"),
         ("", "Expected a suite"),
         ("name: [\n", "Expected YAML"),

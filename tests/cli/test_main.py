@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from nml_kit import __version__
+from nml_kit.batch.suites import checked
 from nml_kit.cli import app, doctor
 from nml_kit.store import Store, write_tensors
+from nml_kit.study import notebooks_dir
 from tests.batch.test_results import summary_frame
 from tests.batch.test_run import write_notebook
 
@@ -59,6 +61,8 @@ def test_a_suite_that_fails_in_part_says_where_and_how_to_continue(tmp_path, mon
         (["n.ipynb", "-p", "rte=0.1"], "Unknown parameter 'rte': did you mean 'rate'?"),
         (["n.ipynb", "-p", "rate"], "Expected -p KEY=VALUE, got 'rate'"),
         (["n.ipynb", "-p", "rate=fast"], "Parameter 'rate': expected float"),
+        (["n.ipynb", "-p", "run_dir=here"], "expected no parameter 'run_dir', which nml sets for each run"),
+        (["n.ipynb", "--profile", "smoke", "-p", "profile=demo"], "one profile, got 'smoke' and the parameter 'demo'."),
         (["n.ipynb", "-p", "rate=[1"], "Expected YAML in -p rate=VALUE"),
         (["n.ipynb", "-p", "rate=.nan"], "expected a plain JSON value"),
         (["n.ipynb", "-p", "task=2020-01-01"], "expected a plain JSON value"),
@@ -77,9 +81,66 @@ def test_bad_input_exits_2_with_a_message(tmp_path, monkeypatch, words, message)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_missing_file_exits_1(tmp_path):
-    result = nml("run", tmp_path / "none.ipynb")
-    assert (result.exit_code, "Expected a Jupyter notebook" in result.stderr) == (1, True)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Expected --train FEATURES LABELS, or --backbone NAME with --data TASK."),
+        (["--backbone", "compact-resnet"], "Expected --train FEATURES LABELS, or --backbone NAME with --data TASK."),
+        (["--train", "none.npy", "y.npy"], "Expected an array in none.npy, got no such file; check the path."),
+        (["--train", "X.npy", "y.npy"], "Expected one of train labels for each of 8 rows, got shape (9,)."),
+        (["--train", "X.npy", "z.npy", "--held-out", "moon"], "Expected held-out domains among all, got 'moon'."),
+        (
+            ["--backbone", "compct-resnet", "--data", "digits"],
+            "Unknown backbone 'compct-resnet': did you mean",
+        ),
+        (["--backbone", "compact-resnet", "--data", "dgits"], "Unknown data set 'dgits': did you mean 'digits'?"),
+        (
+            ["--backbone", "compact-resnet", "--data", "my/none"],
+            "Expected a data set at {}/my/none, but",
+        ),
+        (
+            ["--backbone", "compact-resnet", "--data", "digits", "--held-out", "mars"],
+            "Expected held-out domains among scan, got 'mars'.",
+        ),
+    ],
+)
+def test_an_audit_of_bad_input_exits_2_before_anything_starts(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name, array in {"X": np.eye(8), "y": np.arange(9) % 2, "z": np.arange(8) % 2}.items():
+        np.save(f"{name}.npy", array)
+    result = nml("audit", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count(message.format(tmp_path)) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_audit_finds_its_data_from_where_the_user_stands(tmp_path, monkeypatch):
+    from nml_kit.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    rows = [f"text {number},{'ab'[number % 2]}" for number in range(8)]
+    Path("my-texts.csv").write_text("\n".join(["text,label", *rows]))
+    monkeypatch.setattr(main, "_run", lambda plan, **options: print(checked(plan)[0].params["data"]) or 0)
+    result = nml("audit", "--backbone", "compact-resnet", "--data", "my-texts.csv")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'my-texts.csv'}\n")
+
+
+def test_wrong_files_of_features_are_told_without_torch(tmp_path):
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom nml_kit.cli.main import app\n"
+        "result = CliRunner().invoke(app, ['audit', '--train', 'none.npy', 'y.npy'])\n"
+        "print(result.exit_code, sorted({'torch', 'plotly', 'papermill', 'nbformat'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("none.ipynb", "a Jupyter notebook"), ("none.yaml", "a YAML file")])
+def test_a_missing_file_exits_2(tmp_path, name, kind):
+    result = nml("run", tmp_path / name)
+    message = f"Error: Expected {kind} at {tmp_path / name}, got no such file; check the path.\n"
+    assert (result.exit_code, result.stderr) == (2, message)
 
 
 def test_a_misspelt_grid_key_is_told_at_once(tmp_path):
@@ -95,6 +156,16 @@ def test_a_misspelt_grid_key_is_told_at_once(tmp_path):
     assert done.stdout.startswith("2 [] Error: Unknown parameter 'rte': did you mean 'rate'?")
 
 
+@pytest.mark.parametrize(
+    ("param", "got"), [("ratio=30", "30.0"), ("ratio=1.5", "1.5"), ("ratio=-0.1", "-0.1"), ("ratios=[0, 10]", "10")]
+)
+def test_a_ratio_in_percent_is_told_before_anything_starts(tmp_path, param, got):
+    result = nml("run", notebooks_dir() / "01_noise.ipynb", "-p", param, "--runs", tmp_path, "--dry-run")
+    name = param.partition("=")[0]
+    message = f"Error: Parameter {name!r}: expected a fraction from 0 to 1, got {got}; 30 % is 0.3.\n"
+    assert (result.exit_code, result.stderr) == (2, message)
+
+
 def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
     notebook = write_notebook(tmp_path / "n.ipynb")
     words = ["run", notebook, "--grid", "rate=0.1,0.2", "--grid", "seeds=[0],[1]", "--runs", tmp_path / "runs"]
@@ -105,6 +176,8 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
     missing = nml(*words, "--only", "m*")
     assert (missing.exit_code, "Runs: n/rate=0.1" in missing.stderr) == (2, True)
+    none = nml(*words, "--dry-run", "--jobs", 0)
+    assert (none.exit_code, "--jobs" in none.stderr) == (2, True)
     twice = nml("run", notebook, "--grid", "rate=0.1", "--grid", "rate=0.2")
     assert (twice.exit_code, "Expected --grid once for each parameter" in twice.stderr) == (2, True)
 
@@ -173,7 +246,7 @@ def test_a_notebook_or_its_run_is_exported_as_one_page(tmp_path):
         assert f"Open {page.as_uri()}" in result.output.replace("\n", "")
         assert "A question</h1>" in page.read_text(encoding="utf-8")
     missing = nml("export", tmp_path / "nothing.ipynb")
-    assert (missing.exit_code, "Expected a Jupyter notebook at" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "Expected a Jupyter notebook at" in missing.stderr) == (2, True)
 
 
 def test_doctor_looks_at_everything_and_says_what_to_do():

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
 from nml_kit.errors import DataFileError, InvalidInputError, UnknownNameError
-from nml_kit.pages import check_parameters, notebook_choices, notebook_parameters, read_source
+from nml_kit.pages import check_parameters, notebook_choices, notebook_fractions, notebook_parameters, read_source
+from nml_kit.study import notebooks_dir
 
 
 def test_the_parameters_cell_is_read_without_running_it():
@@ -92,6 +93,49 @@ def test_a_comment_lists_the_choices():
     assert check_parameters({"method": "MLP", "rate": 5}, defaults, choices) == {"method": "MLP", "rate": 5}
     with pytest.raises(UnknownNameError, match="Unknown value of parameter 'method': 'MPL': did you mean 'MLP'"):
         check_parameters({"method": "MPL"}, defaults, choices)
+
+
+SHARES = """
+ratio: float = 0.1
+fractions: list[float] = []
+noise = [0.0]  # share of labels that are flipped
+level = 0.95  # probability from which it counts
+kind: str = "uniform"  # one of uniform, ratio
+rate = 3.0
+"""
+
+
+def test_numbers_whose_name_or_comment_says_so_are_fractions():
+    notebook = new_notebook(cells=[new_code_cell(SHARES, metadata={"tags": ["parameters"]})])
+    defaults, fractions = notebook_parameters(notebook), notebook_fractions(notebook)
+    assert fractions == {"ratio", "fractions", "noise", "level"}
+    fine = {"ratio": 1, "fractions": [0, 0.5, 1], "noise": [], "level": 0.0, "rate": 30.0, "kind": "x"}
+    assert check_parameters(fine, defaults, fractions=fractions) == fine
+    for name, value in (
+        ("ratio", 30),
+        ("level", 1.0001),
+        ("noise", [0.1, -0.1]),
+        ("fractions", ["a"]),
+        ("noise", [True]),
+    ):
+        with pytest.raises(InvalidInputError, match=f"Parameter {name!r}: expected a fraction from 0 to 1, got"):
+            check_parameters({name: value}, defaults, fractions=fractions)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "expected"),
+    [
+        ("00_start_here", {"ratio", "ratios"}),
+        ("02_transfer", {"ratios", "fractions", "level"}),
+        ("04_nmtune", {"ratios", "extremes"}),
+        ("05_pretraining", {"ratios", "extremes"}),
+        ("09_noisy_downstream_labels", {"ratios", "downstream_noise"}),
+        ("13_real_models", set()),
+        ("audit", set()),
+    ],
+)
+def test_the_fractions_of_the_notebooks_are_known(notebook, expected):
+    assert notebook_fractions(read_source(notebooks_dir() / f"{notebook}.ipynb")) == expected
 
 
 def test_the_light_reader_sees_the_cells_that_nbformat_wrote(tmp_path):
