@@ -16,7 +16,10 @@ from nml_kit.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How uint8 images become network input: resize the short side, crop the centre, scale to 0–1, normalise."""
+    """How uint8 images become network input: resize the short side, crop the centre, scale to 0–1, normalise.
+
+    A side shorter than the crop is padded with black, as torchvision does.
+    """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -32,16 +35,19 @@ class ImageTransform:
             scale = self.resize / min(height, width)
             size = [round(height * scale), round(width * scale)]
             batch = F.interpolate(batch, size=size, mode=self.interpolation, antialias=True)
+            if self.interpolation == "bicubic":
+                batch = batch.clamp_(0, 1)  # it overshoots at edges; images of a library, in 8 bits, cannot
         if self.crop is not None:
-            top, left = ((side - self.crop) // 2 for side in batch.shape[-2:])
-            batch = batch[..., top : top + self.crop, left : left + self.crop]
+            missing = [self.crop - side for side in batch.shape[:-3:-1]]  # less than 0: to be cut
+            batch = F.pad(batch, [pixels for total in missing for pixels in (int(total / 2), total - int(total / 2))])
         mean, std = (batch.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return batch.sub(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the result, as plain data."""
-        return asdict(self)
+        clamped = {"clamped": True} if self.interpolation == "bicubic" else {}  # features of before were not
+        return asdict(self) | clamped
 
     def prepare(self, images: NDArray[Any], device: torch.device) -> Tensor:
         """Network input of uint8 images (B, H, W, 3), or of several sizes as an object array (B,) of (h, w, 3).

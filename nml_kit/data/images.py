@@ -216,6 +216,7 @@ def file_digest(path: Path) -> str:
 def decode_images(images: Any, ids: Shaped[np.ndarray, " n"], name: str) -> Shaped[np.ndarray, "n ..."]:
     """Pixels of encoded `images` (n,) with these ids: uint8 RGB (n, H, W, 3), or (n,) of (h, w, 3) if sizes differ.
 
+    Of 16 bits a channel the upper 8 are taken. What is transparent lies on white.
     Raises DataFileError naming the task, the sample and its file if one does not decode.
     """
     pixels = []
@@ -240,7 +241,16 @@ def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGB"))
+    picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if picture.mode.startswith(("I", "F")):  # greys of more than 8 bits, which `convert` would clip at 255
+        values = np.asarray(picture)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 1 << 16:
+            raise ValueError("expected 8 or 16 bits a channel, got numbers of an unknown scale; save it as 8 bits")
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
 
 
 def _as_bytes(image: bytes | NDArray[np.uint8]) -> bytes:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import Compose, ToTensor
@@ -74,6 +75,26 @@ def test_transform_resizes_the_short_side_and_crops_the_centre():
     result = ImageTransform(mean=(0.0,) * 3, std=(1.0,) * 3, resize=48, crop=40)(torch.from_numpy(constant))
     assert result.shape == (1, 3, 40, 40)
     torch.testing.assert_close(result, torch.ones_like(result))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 51), (51, 32), (40, 40), (33, 60), (45, 47)])
+def test_a_crop_larger_than_the_image_is_padded_with_black(size):
+    image = np.random.default_rng(0).integers(1, 256, (1, *size, 3), dtype=np.uint8)
+    result = ImageTransform(mean=(0.0,) * 3, std=(1.0,) * 3, crop=40)(torch.from_numpy(image))
+    padded = np.pad(image[0], [*(((40 - min(side, 40)) // 2, (41 - min(side, 40)) // 2) for side in size), (0, 0)])
+    top, left = ((side - 40) // 2 for side in padded.shape[:2])
+    expected = padded[top : top + 40, left : left + 40] / 255
+    np.testing.assert_allclose(result[0].permute(1, 2, 0).numpy(), expected, rtol=1e-6)
+
+
+def test_bicubic_stays_between_black_and_white():
+    edge = np.zeros((1, 16, 16, 3), dtype=np.uint8)
+    edge[:, :, 8:] = 255
+    result = ImageTransform((0.0,) * 3, (1.0,) * 3, resize=40, interpolation="bicubic")(torch.from_numpy(edge))
+    library = np.asarray(Image.fromarray(edge[0]).resize((40, 40), Image.Resampling.BICUBIC)) / 255
+    assert (result.min(), result.max()) == (0, 1)
+    assert ImageTransform(interpolation="bicubic").settings["clamped"]
+    np.testing.assert_allclose(result[0].permute(1, 2, 0).numpy(), library, atol=0.51 / 255)
 
 
 @pytest.mark.parametrize(("name", "dimension"), LIBRARY_MODELS)

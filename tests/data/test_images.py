@@ -1,15 +1,20 @@
-"""The digest of files is remembered, and never outlives a change of their content."""
+"""Pixels are as the file means them; the digest of files is remembered, and never outlives a change of them."""
 
+import io
 import os
 import shutil
+import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nml_kit.data import images, load_task
 from nml_kit.data.images import FileParts
 from nml_kit.data.load import join_tasks
+from nml_kit.errors import DataFileError
 from nml_kit.store import plain
 from tests.data.test_shards import write_shards
 from tests.pictures import write_class_folders
@@ -68,6 +73,45 @@ def test_a_full_memory_is_no_broken_image(folder, monkeypatch):
         images.decode_images([b"png"], np.array(["a"]), "one")
     with pytest.raises(MemoryError, match="128 GiB"):
         load_task(folder).inputs(slice(0, 2))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("TIFF", "<i4")])
+def test_greys_of_16_bits_are_scaled_by_their_depth(kind, dtype):
+    greys = np.array([[0, 255, 256, 257], [0x1234, 0x7FFF, 0x8000, 65535]])
+    result = decoded(Image.fromarray(greys.astype(dtype)), kind)
+    assert result[..., 0].tolist() == [[0, 0, 1, 1], [0x12, 0x7F, 0x80, 255]]
+    assert (result == result[..., :1]).all()
+
+
+def test_colours_of_16_bits_are_scaled_by_their_depth():
+    lines = np.array([[0, 0x12FF, 65535], [257, 0x8000, 0x7FFF]], ">u2").reshape(1, 2, 3)
+    chunks = {b"IHDR": struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(b"\0" + lines.tobytes())}
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in (chunks | {b"IEND": b""}).items():
+        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    assert images.decode_images([data], np.array(["a"]), "one").tolist() == [[[[0, 0x12, 255], [1, 0x80, 0x7F]]]]
+
+
+@pytest.mark.parametrize("values", [np.float32([[0.5]]), np.int32([[1 << 16]]), np.int32([[-1]])])
+def test_numbers_of_an_unknown_scale_are_refused(values):
+    with pytest.raises(DataFileError, match="'a' does not decode: expected 8 or 16 bits a channel"):
+        decoded(Image.fromarray(values), "TIFF")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "GIF")])
+def test_what_is_transparent_lies_on_white(mode, kind):
+    alpha = 255 if "P" in mode or kind == "GIF" else 128
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata([(0, 0, 0, 0), (100, 100, 100, alpha), (0, 0, 0, 255)])
+    result = decoded(picture.quantize() if mode == "P" else picture.convert(mode), kind)
+    middle = round((100 * alpha + 255 * (255 - alpha)) / 255)
+    assert result.tolist() == [[[value] * 3 for value in (255, middle, 0)]]
+
+
+def decoded(picture: Image.Image, kind: str) -> np.ndarray:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return images.decode_images([file.getvalue()], np.array(["a"]), "one")[0]
 
 
 def test_what_has_just_changed_is_not_remembered(folder, reads):
