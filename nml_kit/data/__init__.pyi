@@ -10,6 +10,8 @@ from .load import SHIPPED_TASKS as SHIPPED_TASKS
 from .load import data_dir as data_dir
 from .load import dataset_rows as dataset_rows
 from .load import load_task as load_task
+from .shards import key_words as key_words
+from .shards import require_unique_keys as require_unique_keys
 from .shards import shard_paths as shard_paths
 from .shards import shard_samples as shard_samples
 from .tables import REQUIRED_COLUMNS as REQUIRED_COLUMNS

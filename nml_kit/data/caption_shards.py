@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from nml_kit.data.images import file_digest
-from nml_kit.data.shards import Caption, shard_captions, shard_paths, write_shard
+from nml_kit.data.shards import Caption, repeated_key, shard_captions, shard_paths, write_shard
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, StoreError
 from nml_kit.noise import changed_count, nested_prefix, random_words
 from nml_kit.store import delete_temporaries, explained, read_json, replacing, write_json
@@ -237,9 +237,7 @@ class CaptionPlan:
         if self.number("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'exchanged'"):
             return
         for key, shard, other in self.run(_REPEATED_KEY).fetchall():
-            raise InvalidInputError(
-                f"Expected unique keys in all shards, got {key!r} twice, in {shard} and {other}; rename samples."
-            )
+            raise repeated_key(key, shard, other)
         count = changed_count(ratio, self.number("SELECT count(*) FROM samples"))
         self.run("CREATE TEMP TABLE ranked AS SELECT sample, place, text FROM samples ORDER BY selection, place")
         self.run("CREATE TEMP TABLE chosen AS SELECT * FROM ranked WHERE rowid < ?", count)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nml_kit.data.folders import IMAGE_SUFFIXES, official_splits
 from nml_kit.data.images import FileParts, LazyImages, as_objects
 from nml_kit.data.task import Task, classes_of
-from nml_kit.errors import DataFileError, MissingDependencyError
+from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError
+from nml_kit.noise import random_words
 from nml_kit.store import replacing
 
 UNLABELLED = ("unlabelled",)
@@ -69,13 +70,15 @@ def read_shards(pattern: str | Path) -> Task:
     A .json may hold "label" and "caption". Ids are the samples' keys, whatever shards they are in. Without labels
     there is the one class "unlabelled". A shard with train, val or test as a word of its name, or as its folder, is of
     that split (see `official_splits`); otherwise all is "train". Images are read when asked for.
-    Raises DataFileError naming the shard if it is missing, cut short or no tar, or a sample lacks what others have.
+    Raises DataFileError naming the shard if it is missing, cut short or no tar, a sample lacks what others have, or its
+    files are not side by side; InvalidInputError naming both shards if two have one key.
     """
     shards = shard_paths(pattern)
     samples_of = [list(shard_samples(path)) for path in shards]
     samples = [sample for samples in samples_of for sample in samples]
     if not samples:
         raise DataFileError(f"{pattern}: expected samples with an image ({', '.join(IMAGE_SUFFIXES)}), got none.")
+    require_unique_keys(shards, list(map(key_words, samples_of)))
     shard_of = np.repeat(np.arange(len(shards)), list(map(len, samples_of)))
     parts = FileParts(
         [str(path.absolute()) for path in shards],
@@ -104,23 +107,58 @@ def read_shards(pattern: str | Path) -> Task:
 def shard_samples(path: Path) -> Iterator[ShardSample]:
     """The samples of one shard that have an image, in order: members of one key follow each other.
 
-    Raises DataFileError if the shard is no whole tar.
+    Raises DataFileError if the shard is no whole tar, or if members of one key do not, or are two of a kind: what
+    trains on shards elsewhere would make two samples of them, or drop one.
     """
+    keys: set[str] = set()
     with whole_tar(path), path.open("rb") as content:
         for key, members in groupby(sample_members(path), itemgetter(0)):
-            notes: dict[str, Any] = {}
-            image = None
+            found: dict[str, tarfile.TarInfo] = {}
             for _, suffix, member in members:
-                if f".{suffix}" in IMAGE_SUFFIXES:
-                    image = member
-                elif suffix in ("txt", "cls", "json"):
-                    content.seek(member.offset_data)
-                    notes[suffix] = _note(content.read(member.size), f"{path}: expected text in {key}.{suffix}", suffix)
-            if image is not None:
-                beside = notes.get("json") or {}
-                label = notes.get("cls", beside.get("label"))
-                caption = notes.get("txt", beside.get("caption"))
-                yield ShardSample(key, image.offset_data, image.size, caption, label)
+                kind = "image" if f".{suffix}" in IMAGE_SUFFIXES else suffix
+                if key in keys or kind in found:
+                    raise DataFileError(
+                        f"{path}: expected the files of {key!r} side by side, and one {kind} among them, got "
+                        f"{member.name!r} after others; order the shard by name, as `tar --sort=name` does, and give "
+                        "each sample a key of its own."
+                    )
+                found[kind] = member
+            keys.add(key)
+            if "image" not in found:
+                continue
+            notes: dict[str, Any] = {}
+            for kind in sorted(found.keys() & {"txt", "cls", "json"}):
+                content.seek(found[kind].offset_data)
+                text = content.read(found[kind].size)
+                notes[kind] = _note(text, f"{path}: expected text in {key}.{kind}", kind)
+            beside = notes.get("json") or {}
+            label = notes.get("cls", beside.get("label"))
+            caption = notes.get("txt", beside.get("caption"))
+            yield ShardSample(key, found["image"].offset_data, found["image"].size, caption, label)
+
+
+def key_words(samples: Iterable[ShardSample]) -> NDArray[np.uint64]:
+    """64 bits (N,) that stand for the keys of samples, so that those of millions can be held and compared."""
+    return random_words((sample.key for sample in samples), 0, "key")[0]
+
+
+def require_unique_keys(paths: Sequence[Path], words_of: Sequence[NDArray[np.uint64]]) -> None:
+    """Raise InvalidInputError naming a key that two shards have; `words_of` are the `key_words` of each shard."""
+    shard_of = np.repeat(np.arange(len(paths)), [len(words) for words in words_of])
+    words = np.concatenate(words_of)
+    order = np.argsort(words, kind="stable")
+    for place in np.flatnonzero(words[order[1:]] == words[order[:-1]]):
+        first, second = shard_of[order[place : place + 2]]
+        if first != second:  # two keys of one shard have the same bits by chance, as those of two shards may have
+            one, other = ({sample.key for sample in shard_samples(paths[number])} for number in (first, second))
+            for key in sorted(one & other):
+                raise repeated_key(key, paths[first], paths[second])
+
+
+def repeated_key(key: str, first: Path | str, second: Path | str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Expected unique keys in all shards, got {key!r} twice, in {first} and {second}; rename samples."
+    )
 
 
 def shard_captions(path: Path, suffix: str) -> Iterator[Caption]:

@@ -22,15 +22,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from nml_kit.backbones import ImageTransform, tokenize
-from nml_kit.data import Task, decode_images, remembered, shard_paths, shard_samples, stamp_files
+from nml_kit.data import (
+    Task,
+    decode_images,
+    key_words,
+    remembered,
+    require_unique_keys,
+    shard_paths,
+    shard_samples,
+    stamp_files,
+)
 from nml_kit.errors import DataFileError
 from nml_kit.pretraining.distributed import Processes
 from nml_kit.pretraining.loop import seeded_libraries
 from nml_kit.pretraining.recipes import ShardRecipe
 
 _MOST_WORKERS = 16
-# Raised when pairs are counted otherwise; part of the stamp, which thus differs from that of other digests of a file.
-_COUNTING = np.array([1])
+# Raised when a shard is read otherwise; part of the stamp, which thus differs from that of other digests of a file.
+_READING = np.array([2])
 
 
 @dataclass(eq=False)
@@ -83,18 +92,20 @@ class Shard(NamedTuple):
 def survey_shards(pattern: str | Path, processes: Processes) -> list[Shard]:
     """Read all shards of a brace pattern; processes share them, and what was read is remembered (`remembered`).
 
-    Raises DataFileError if one is missing, cut short or has a sample without caption.
+    Raises DataFileError if one is missing, cut short or has a sample without caption, or with files that are not
+    side by side; InvalidInputError if two have one key.
     """
     count = processes.count
     with processes.agreed():
         paths = shard_paths(pattern)
-        own = [_digest_and_pairs(path) for path in paths[processes.index :: count]]
+        own = [_digest_and_keys(path) for path in paths[processes.index :: count]]
     parts = processes.gather(own)
-    surveyed = (parts[number % count][number // count] for number in range(len(paths)))
-    return [Shard(path, digest, int(pairs)) for path, (digest, pairs) in zip(paths, surveyed, strict=True)]
+    surveyed = [parts[number % count][number // count] for number in range(len(paths))]
+    require_unique_keys(paths, [keys for _, keys in surveyed])
+    return [Shard(path, digest, len(keys)) for path, (digest, keys) in zip(paths, surveyed, strict=True)]
 
 
-def _digest_and_pairs(path: Path) -> list[str]:
+def _digest_and_keys(path: Path) -> tuple[str, NDArray[np.uint64]]:
     def read() -> str:
         samples = list(shard_samples(path))
         bare = [sample.key for sample in samples if sample.caption is None]
@@ -103,10 +114,11 @@ def _digest_and_pairs(path: Path) -> list[str]:
         if not samples:
             raise DataFileError(f"{path}: expected pairs of an image and a caption, got none; leave it out.")
         with path.open("rb") as file:
-            return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {len(samples)}"
+            return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {key_words(samples).tobytes().hex()}"
 
     absolute = str(path.absolute())
-    return remembered(lambda: stamp_files([absolute], _COUNTING), read).split()
+    digest, keys = remembered(lambda: stamp_files([absolute], _READING), read).split()
+    return digest, np.frombuffer(bytes.fromhex(keys), dtype="<u8")
 
 
 class Part(NamedTuple):

@@ -8,7 +8,9 @@ import pytest
 import webdataset as wds
 
 from nml_kit.data import load_task
-from nml_kit.errors import DataFileError
+from nml_kit.data.shards import key_words, require_unique_keys, shard_samples
+from nml_kit.errors import DataFileError, InvalidInputError
+from tests.miniatures import write_tar
 from tests.pictures import encoded, pixels
 
 COUNT = 12
@@ -117,3 +119,38 @@ def test_a_compressed_shard_and_a_wrong_pattern_are_refused(tmp_path):
         load_task(tmp_path / "in-000.tar")
     with pytest.raises(DataFileError, match="Expected a pattern as"):
         load_task(str(tmp_path / "in-{000..0.tar"))
+
+
+@pytest.mark.parametrize("late", ["a.cls", "a.txt", "a.json", "a.png"])
+def test_files_of_a_sample_that_are_apart_are_named(tmp_path, late):
+    """What stands after the next sample, or before it, is not left out."""
+    files = {f"{key}.{suffix}": b"1" for key in "ab" for suffix in ("png", "txt", "cls")} | {"a.json": b"{}"}
+    ordered = dict(sorted(files.items()))
+    write_tar(tmp_path / "in.tar", ordered)
+    assert load_task(tmp_path / "in.tar").ids.tolist() == ["a", "b"]
+    rest = {name: content for name, content in ordered.items() if name != late}
+    message = r"in\.tar: expected the files of 'a' side by side.* got 'a\..*' after others; .*tar --sort=name"
+    for apart in (rest | {late: ordered[late]}, {late: ordered[late], "__.txt": b"x"} | rest):
+        write_tar(tmp_path / "in.tar", apart)
+        with pytest.raises(DataFileError, match=message):
+            load_task(tmp_path / "in.tar")
+
+
+def test_two_images_of_one_key_are_named(tmp_path):
+    write_tar(tmp_path / "in.tar", {"a.jpg": b"1", "a.png": b"2"})
+    with pytest.raises(DataFileError, match=r"'a' side by side, and one image among them, got 'a\.png'"):
+        load_task(tmp_path / "in.tar")
+
+
+def test_a_key_of_two_shards_is_named_with_both(tmp_path):
+    pattern = write_shards(tmp_path, 3)
+    (tmp_path / "in-002.tar").write_bytes((tmp_path / "in-000.tar").read_bytes())
+    with pytest.raises(InvalidInputError, match=r"got '000000' twice, in .*in-000\.tar and .*in-002\.tar; rename"):
+        load_task(pattern)
+
+
+def test_keys_of_the_same_bits_by_chance_are_no_repeated_key(tmp_path):
+    write_shards(tmp_path, 2)
+    paths = sorted(tmp_path.glob("*.tar"))
+    words = [key_words(shard_samples(path)) for path in paths]
+    require_unique_keys(paths, [words[0], np.append(words[0][:2], words[0][:2])])

@@ -237,8 +237,18 @@ def test_shards_are_known_by_their_bytes_alone(data, alone, tmp_path):
             DataFileError,
             "none decodes: .*sample 'a'",
         ),
+        (
+            lambda shard: miniatures.write_tar(shard, {"a.txt": b"t", "b.jpg": b"x", "b.txt": b"t", "a.jpg": b"x"}),
+            DataFileError,
+            "000002.tar: expected the files of 'a' side by side",
+        ),
+        (
+            lambda shard: shutil.copy(shard.with_name("000000.tar"), shard),
+            InvalidInputError,
+            "'000000000' twice, in .*000000.tar and .*000002.tar",
+        ),
     ],
-    ids=["cut short", "missing", "no caption", "no image"],
+    ids=["cut short", "missing", "no caption", "no image", "files apart", "a key twice"],
 )
 def test_a_bad_shard_is_named(data, tmp_path, change, error, message):
     shutil.copytree(data / "shards", tmp_path / "shards")
