@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nml_kit.backbones.transforms import Transform
+from nml_kit.backbones.transforms import Images, Transform
 from nml_kit.errors import DataFileError, InvalidInputError, MissingDependencyError, NMLError
 from nml_kit.store import fingerprint
 
@@ -68,11 +67,12 @@ class Backbone:
         return replace(self, encode=deepcopy(self.encode).to(device))
 
     @torch.inference_mode()
-    def __call__(self, inputs: NDArray[Any]) -> Float[Tensor, "b d"]:
+    def __call__(self, inputs: Images) -> Float[Tensor, "b d"]:
         """Features float32 of uint8 images (B, H, W, 3), or of texts (B,) for a text encoder.
 
-        Images of several sizes come as an object array (B,) of uint8 (h, w, 3). Raises InvalidInputError if the
-        network is not in eval mode or does not return one row per input.
+        Images of several sizes come as an object array (B,) of uint8 (h, w, 3); for a transform an iterator may make
+        each when its turn comes. Raises InvalidInputError if the network is not in eval mode or does not return one row
+        per input.
         """
         if isinstance(self.encode, nn.Module) and any(module.training for module in self.encode.modules()):
             raise InvalidInputError(

@@ -1,6 +1,6 @@
 """How images become network input: our own transform on whole batches, or a library's own, image by image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from nml_kit.errors import InvalidInputError
+
+Images = NDArray[Any] | Iterator[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,20 @@ class ImageTransform:
         clamped = {"clamped": True} if self.interpolation == "bicubic" else {}  # features of before were not
         return asdict(self) | clamped
 
-    def prepare(self, images: NDArray[Any], device: torch.device) -> Tensor:
-        """Network input of uint8 images (B, H, W, 3), or of several sizes as an object array (B,) of (h, w, 3).
+    def prepare(self, images: Images, device: torch.device) -> Tensor:
+        """Network input of uint8 images (B, H, W, 3), or of several sizes, one after the other, each (h, w, 3).
 
+        An object array (B,) may hold these, or an iterator make each when its turn comes: it is let go of then.
         Raises InvalidInputError for anything else, and if what comes out has several sizes.
         """
-        _require_images(images)
-        if images.dtype != object:
-            return self(torch.from_numpy(images).to(device))
-        return _stacked([self(torch.tensor(image[None]).to(device))[0] for image in images])
+        if isinstance(images, np.ndarray) and images.dtype != object:
+            return self(torch.from_numpy(_required(images, ndim=4)).to(device))
+        sizes, prepared = set(), []
+        for image in images:
+            prepared.append(self(torch.tensor(_required(image)[None]).to(device))[0])
+            sizes.add(image.shape)
+        batch = _stacked(prepared)  # of one size it is as from an array, and so are the bytes of features
+        return batch.contiguous(memory_format=torch.channels_last) if len(sizes) == 1 else batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,29 +77,23 @@ class LibraryTransform:
     function: Callable[[Any], Any]
     settings: dict[str, Any]
 
-    def prepare(self, images: NDArray[Any], device: torch.device) -> Tensor:
+    def prepare(self, images: Images, device: torch.device) -> Tensor:
         """As `ImageTransform.prepare`."""
-        _require_images(images)
-        return _stacked([self.function(Image.fromarray(image)) for image in images]).to(device)
+        return _stacked([self.function(Image.fromarray(_required(image))) for image in images]).to(device)
 
 
 Transform = ImageTransform | LibraryTransform
 
 
-def _require_images(images: NDArray[Any]) -> None:
-    if images.dtype == object and images.ndim == 1:
-        valid = all(isinstance(image, np.ndarray) and _is_picture(image, ndim=3) for image in images)
-    else:
-        valid = _is_picture(images, ndim=4)
-    if not valid:
+def _required(images: Any, *, ndim: int = 3) -> NDArray[np.uint8]:
+    """The images or the one image, after a check."""
+    kind, shape = getattr(images, "dtype", type(images).__name__), np.shape(images)
+    if kind != np.uint8 or len(shape) != ndim or shape[-1] != 3:
         raise InvalidInputError(
             "Expected uint8 images (N, H, W, 3), or an object array (N,) of uint8 images (h, w, 3), got "
-            f"{images.dtype} of shape {images.shape}; a text encoder is for texts, an image encoder for images."
+            f"{kind} of shape {shape}; a text encoder is for texts, an image encoder for images."
         )
-
-
-def _is_picture(pixels: NDArray[Any], *, ndim: int) -> bool:
-    return pixels.dtype == np.uint8 and pixels.ndim == ndim and pixels.shape[-1] == 3
+    return images
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

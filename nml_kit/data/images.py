@@ -241,7 +241,7 @@ def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
-    picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+    picture: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if picture.mode.startswith(("I", "F")):  # greys of more than 8 bits, which `convert` would clip at 255
         values = np.asarray(picture)
         if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 1 << 16:

@@ -184,7 +184,7 @@ def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str, width:
     """Features (n, `width`) of some rows; None is any width, the same for all."""
     batches: list[NDArray[np.floating]] = []
     for start in range(rows.start, rows.stop, BATCH_ROWS):
-        batches.append(backbone(task.inputs(slice(start, min(start + BATCH_ROWS, rows.stop)))).numpy())
+        batches.append(backbone(_inputs(task, backbone, start, min(start + BATCH_ROWS, rows.stop))).numpy())
         width = width or batches[-1].shape[1]
         if batches[-1].shape[1] != width:
             raise InvalidInputError(
@@ -202,6 +202,13 @@ def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str, width:
             "transform, or extract as float32."
         )
     return values
+
+
+def _inputs(task: Task, backbone: Backbone, start: int, stop: int) -> Any:
+    """The inputs of some rows; encoded images one by one, so that no more than one is held before it is made small."""
+    if backbone.transform is None or task.image_data is None or task.image_data.dtype != object:
+        return task.inputs(slice(start, stop))
+    return (task.inputs(slice(row, row + 1))[0] for row in range(start, stop))
 
 
 def _encoded(ids: NDArray[np.str_]) -> NDArray[np.uint8]:

@@ -1,16 +1,19 @@
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from nml_kit.backbones import ImageTransform, load_backbone
+from nml_kit.backbones.transforms import LibraryTransform
 from nml_kit.data import load_task
 from nml_kit.errors import CorruptEntryError, DataFileError, InvalidInputError, UnknownNameError
 from nml_kit.features import Features, extract_features
-from tests.pictures import write_class_folders
+from tests.pictures import write_class_folders, write_picture
 
 
 @pytest.fixture
@@ -40,6 +43,26 @@ def test_result_does_not_depend_on_batch_or_shard_size(task, backbone, tmp_path,
     monkeypatch.setattr(module, "SHARD_ROWS", shard)
     monkeypatch.setattr(module, "BATCH_ROWS", batch)
     np.testing.assert_allclose(extract(task, backbone, Store(tmp_path / "b")).values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heights", [[900] * 12, [900, 901] * 6], ids=["one size", "several"])
+@pytest.mark.parametrize("library", [False, True])
+def test_photos_are_made_small_one_by_one_to_the_same_bytes(tmp_path, store, heights, library):
+    for number, height in enumerate(heights):
+        write_picture(tmp_path / "set" / "ab"[number % 2] / f"{number}.png", number, height=height, width=1000)
+    transform = ImageTransform(resize=40, crop=32)
+    if library:
+        small = Compose([Resize(40), CenterCrop(32), ToTensor()])
+        transform = LibraryTransform(small, {"size": 32})
+    network = dataclasses.replace(load_backbone("compact-resnet:8"), transform=transform)
+    task = load_task(tmp_path / "set")
+    expected = network(task.inputs(slice(None))).numpy()
+    tracemalloc.start()
+    values = extract(task, network, store).values
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(values, expected)
+    assert peak < 5 * 900 * 1000 * 3  # of twelve photos; torch's own memory is not in it
 
 
 def test_extracted_once_and_never_stale(task, backbone, store):
