@@ -17,7 +17,7 @@ from nml_kit.pretraining import Processes, launched_processes
 from nml_kit.store import Store, fingerprint, read_tensors, write_tensors
 
 # Raised whenever the same request would give other features, so that stored ones are not taken for new ones.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 FEATURES_KIND = "features"
 SHARD_ROWS = 2048
 BATCH_ROWS = 256
@@ -206,7 +206,9 @@ def _encode_rows(task: Task, backbone: Backbone, rows: range, dtype: str, width:
 
 def _inputs(task: Task, backbone: Backbone, start: int, stop: int) -> Any:
     """The inputs of some rows; encoded images one by one, so that no more than one is held before it is made small."""
-    if backbone.transform is None or task.image_data is None or task.image_data.dtype != object:
+    # What is not made smaller is small already, and goes faster together.
+    is_kept = getattr(backbone.transform, "resize", 0) is None
+    if backbone.transform is None or is_kept or task.image_data is None or task.image_data.dtype != object:
         return task.inputs(slice(start, stop))
     return (task.inputs(slice(row, row + 1))[0] for row in range(start, stop))
 
