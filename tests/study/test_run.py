@@ -167,7 +167,7 @@ def test_kinds_of_noise_share_the_clean_networks(profile, home, study):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"ratios": [0, 30]}, "less than or equal to 1"),
+        ({"ratios": [0, 30]}, "expected a fraction from 0 to 1"),
         ({"ratios": ["a few", 0.1]}, "valid number"),
         ({"seeds": []}, "at least 1 item"),
         ({"noise": "unifrom"}, "'uniform', 'asymmetric' or 'confusion'"),
