@@ -141,3 +141,14 @@ if __name__ == "__main__":
         few = PROFILE.model_copy(update={"ratios": (0.0, chosen.ratio), "seeds": PROFILE.seeds[:1]})
         study = run_study(few, objective=chosen.objective, store=Store(Path(directory)))
     print(largest_differences(study.rows, read_run_tables(reference_dir(), profile="small")[0]))
+
+
+def test_readme_says_of_nmtune_what_the_rows_say(tables):
+    whole = "metric == 'sve' and ratio == ratio and fraction == 1 and label_noise == 0 and objective in @OBJECTIVES"
+    sve = tables[0].query(whole)
+    means = sve.groupby(["objective", "protocol", "task", "method"])["value"].mean().unstack("method")
+    counts = [
+        (means["NMTune"] < means[other]).groupby("objective").sum()[list(OBJECTIVES)].tolist()
+        for other in ("LP", "MLP")
+    ]
+    assert counts == [[8, 8], [1, 4]]  # "lower … on all 8 tasks", "higher … on 7 (supervised) and 4 (contrastive)"
