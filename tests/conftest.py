@@ -54,6 +54,12 @@ def part_of_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def two_tasks(part_of_reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference results are those of two tasks, in processes that a test starts too."""
+    monkeypatch.setenv("NML_DATA", str(part_of_reference))
+
+
 def make_task(per_class: int = 24, classes: int = 4, seed: int = 0) -> Task:
     """Grey images whose class is the quadrant (or half) that is bright; two domains that differ in brightness."""
     generator = np.random.default_rng(seed)

@@ -144,8 +144,7 @@ def test_notebooks_are_stripped_and_follow_the_conventions(path):
         assert "open(" not in source, source  # a short function or class may be the idea; files are the package's
 
 
-def test_the_examples_of_the_readme_run_as_they_are(tmp_path, part_of_reference, monkeypatch):
-    monkeypatch.setenv("NML_DATA", str(part_of_reference))
+def test_the_examples_of_the_readme_run_as_they_are(tmp_path, two_tasks):
     explorer, example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 1000)

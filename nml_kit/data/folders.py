@@ -57,7 +57,7 @@ def read_class_folders(root: str | Path, *, name: str | None = None, skip: Seque
     Raises DataFileError if a folder is missing or holds no images, or if folders can be read in several ways.
     """
     folders, name = sorted(_class_folders(Path(root), skip)), name or Path(root).name
-    root = _entered(Path(root), skip)
+    root, *_ = _entered(Path(root), skip)
     roles = official_splits(folder.split for folder in folders)
     classes = sorted({folder.path.name for folder in folders})
     _require_shared_classes(root, folders, roles)
@@ -185,8 +185,7 @@ def _split_kind(name: str) -> str | None:
 
 def _class_folders(root: Path, skip: Sequence[str], split: str = "", domain: str = "") -> Iterator[ClassFolder]:
     """The class folders at, or below, the level of `root`, which is of this split and domain."""
-    outer, root = root, _entered(root, skip)
-    folders, images = _listing(root, skip)
+    outer, (root, folders, images) = root, _entered(root, skip)
     for path in {*outer.iterdir(), *root.iterdir()}:
         if not _is_visible(path.name) and path.is_dir():
             _log.info(f"Left out {path}: hidden.")
@@ -234,7 +233,7 @@ def _are_domains(root: Path, folders: Sequence[str], skip: Sequence[str]) -> boo
     """Whether folders are domains, which share their subfolders, rather than classes, which hold images."""
     inside = {}
     for name in folders:
-        names, images = _listing(_entered(root / name, skip), skip)
+        _, names, images = _entered(root / name, skip)
         if not images and (len(names) > 1 or official_splits(names)):
             inside[name] = set(names)
     if not inside:
@@ -263,13 +262,14 @@ def _require_shared_classes(root: Path, folders: Sequence[ClassFolder], roles: d
         _log.warning(f"Only in train or only in test of {root}: {', '.join(differing[:5])} ({len(differing)} classes).")
 
 
-def _entered(root: Path, skip: Sequence[str]) -> Path:
-    """`root`, or the folder in it that holds all the others, such as an archive leaves."""
-    folders, loose = _listing(root, skip)
-    if len(folders) != 1 or loose or _split_kind(folders[0]):
-        return root
-    deeper, images = _listing(root / folders[0], skip)
-    return _entered(root / folders[0], skip) if deeper and not images else root
+def _entered(root: Path, skip: Sequence[str]) -> tuple[Path, list[str], list[str]]:
+    """`root`, or the folder in it that holds all the others, such as an archive leaves, and its `_listing`."""
+    folders, images = _listing(root, skip)
+    if len(folders) == 1 and not images and not _split_kind(folders[0]):
+        deeper = _entered(root / folders[0], skip)
+        if deeper[1] and not deeper[2]:
+            return deeper
+    return root, folders, images
 
 
 def _listing(root: Path, skip: Sequence[str] = ()) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from nml_kit.data.images import LazyImages, Stamp, decode_images
+from nml_kit.data.images import LazyImages, decode_images
 from nml_kit.errors import DataFileError, InvalidInputError, unknown_name
 from nml_kit.noise import CaptionNoise, LabelNoise
 from nml_kit.store import fingerprint
@@ -105,14 +105,10 @@ class Task:
         content = inputs.digest() if isinstance(inputs, LazyImages) else inputs
         return fingerprint({"ids": self.ids, "inputs": content})
 
-    @cached_property
-    def _stamp(self) -> Stamp | None:
-        return self.image_data.stamp() if isinstance(self.image_data, LazyImages) else None
-
     def _require_unchanged(self) -> None:
-        """What is kept of this task must be of its files as they were."""
+        """What is kept of this task must be of its files as they were when this was first asked."""
         now = self.image_data.stamp() if isinstance(self.image_data, LazyImages) else None
-        if now is not None and now != self._stamp:  # of a file that is gone, reading tells
+        if now is not None and now != vars(self).setdefault("_stamp", now):  # of a file that is gone, reading tells
             raise DataFileError(
                 f"Task {self.name!r}: expected files as they were when they were first read, but some have changed; "
                 "load the task again."

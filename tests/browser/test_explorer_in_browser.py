@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from nml_kit.batch import RunStatus, write_status
 from tests.browser.servers import ROOT, TOKEN, open_browser, page_without_errors, served
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("two_tasks")]
 # What Python holds, as text on the page: it changes only by way of the kernel.
 MIRROR = """
 import ipywidgets, json
@@ -37,11 +37,6 @@ RUN_ALL = """async () => {
 def browser():
     with open_browser() as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _two_tasks(part_of_reference, monkeypatch):
-    monkeypatch.setenv("NML_DATA", str(part_of_reference))
 
 
 @pytest.fixture

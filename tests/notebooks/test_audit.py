@@ -14,14 +14,8 @@ import pytest
 from tests.one_notebook import NotebookRun
 from tests.pictures import write_class_folders
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("two_tasks")]
 NML = [sys.executable, "-c", "from nml_kit.cli.main import app; app(prog_name='nml')"]
-
-
-@pytest.fixture(autouse=True)
-def _two_tasks(part_of_reference, monkeypatch):
-    """Whose spectra are drawn beside."""
-    monkeypatch.setenv("NML_DATA", str(part_of_reference))
 
 
 def run_audit(directory, *options: str, command: str = "audit") -> subprocess.CompletedProcess:

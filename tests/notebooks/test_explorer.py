@@ -10,8 +10,7 @@ from tests.one_notebook import NOTEBOOKS, run_notebook
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_a_batch_shows_figures_that_need_no_kernel(tmp_path, smoke_home, part_of_reference, monkeypatch):
-    monkeypatch.setenv("NML_DATA", str(part_of_reference))
+def test_a_batch_shows_figures_that_need_no_kernel(tmp_path, smoke_home, two_tasks):
     run = run_notebook("explorer", tmp_path, smoke_home, profile="small")
     run.check_page(figures=4)
     assert (run.run_dir / "notebook.ipynb").stat().st_size < 2e6
